@@ -1,0 +1,5 @@
+"""Device code of RaaS and its plain-torch counterpart; imports torch and Triton, never SGLang."""
+
+from raas_kernels.layout import DecodeBatch, EvictionBuffers, Policy, RequestTables
+
+__all__ = ["DecodeBatch", "EvictionBuffers", "Policy", "RequestTables"]

@@ -1,0 +1,6 @@
+"""The Triton kernels under the names of `torch_ops`."""
+
+from raas_kernels.stamp_decode import stamp_decode
+from raas_kernels.store_decode import store_decode
+
+__all__ = ["stamp_decode", "store_decode"]

@@ -1,0 +1,23 @@
+"""What is active in this process: the server's settings, once a scheduler or server has them."""
+
+from typing import TYPE_CHECKING
+
+from raas_sglang.config import RaasConfig
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+_ATTRIBUTE = "raas_config"
+
+
+def attach_config(server_args: "ServerArgs", config: RaasConfig | None) -> None:
+    """Stores the settings on SGLang's arguments, which travel to every process.
+
+    `ServerArgs` is read-only once resolved, and the settings are not a field of it.
+    """
+    object.__setattr__(server_args, _ATTRIBUTE, config)
+
+
+def config_of(server_args: "ServerArgs") -> RaasConfig | None:
+    """Returns the settings, or None if the server was started without ``--kv-policy``."""
+    return getattr(server_args, _ATTRIBUTE, None)

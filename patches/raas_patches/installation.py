@@ -1,0 +1,80 @@
+"""Installs the seams, and refuses to run on an SGLang where one of them is not as tested.
+
+SGLang's own loader fails open: it logs an exception of a plugin or a missing target and goes on.
+So whoever asked for ``--kv-policy`` gets every seam verified in the parent and in each scheduler
+process, after the hooks are in.
+"""
+
+import logging
+from importlib import import_module
+from typing import NamedTuple
+
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from raas_patches.seam import Seam, version_problem
+
+logger = logging.getLogger(__name__)
+
+# In the server's process and in every scheduler, whether a policy was asked for or not.
+ALWAYS = ("server_args", "tokenizer_manager", "scheduler")
+# Only where a policy was asked for, so that without one nothing of SGLang changes.
+WITH_POLICY = (
+    "openai_serving",
+    "schedule_batch",
+    "allocation",
+    "kv_release",
+    "kv_cache_configurator",
+)
+
+
+class Verdict(NamedTuple):
+    """What verification found about one seam."""
+
+    seam: Seam
+    problem: str | None
+
+
+def seams(modules: tuple[str, ...]) -> list[Seam]:
+    """Returns the seams that the named modules of this package declare."""
+    return [seam for name in modules for seam in import_module(f"raas_patches.{name}").SEAMS]
+
+
+def install_always() -> None:
+    """Registers the hooks that every process has; `load_plugins` applies them afterwards.
+
+    A seam that is not as tested is left alone: then `require_seams` refuses a policy.
+    """
+    for seam in seams(ALWAYS):
+        if seam.problem() is None and version_problem() is None:
+            seam.install()
+
+
+def verify() -> list[Verdict]:
+    """Compares every seam with the installed SGLang, without changing anything."""
+    return [Verdict(seam, seam.problem()) for seam in seams(ALWAYS + WITH_POLICY)]
+
+
+def require_seams() -> None:
+    """Installs the seams that a policy needs and checks that all of them are in.
+
+    Raises:
+        RuntimeError: SGLang's version or a seam is not as tested, or a hook is not in.
+    """
+    wrong_version = version_problem()
+    if wrong_version:
+        raise RuntimeError(f"--kv-policy refused: {wrong_version}")
+    _refuse([f"{v.seam.name} is {v.problem}" for v in verify() if v.problem])
+    every = seams(ALWAYS + WITH_POLICY)
+    for seam in every:
+        seam.install()
+    HookRegistry.apply_hooks()
+    _refuse([f"{seam.name} is not hooked" for seam in every if not seam.is_installed()])
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise RuntimeError(
+            f"--kv-policy refused: {'; '.join(problems)}. "
+            "Install the SGLang version that RaaS was tested with, unchanged, and look at "
+            "`python -m raas_sglang check`."
+        )

@@ -1,0 +1,124 @@
+"""`sglang.srt.managers.schedule_batch`: two lengths where SGLang has one.
+
+Why: SGLang takes the length of the text for the number of slots. A saturated request has a logical
+length that goes on and a resident length that does not. Remove when: SGLang tells them apart.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.runtime_context import get_server_args
+
+from raas_kernels import Policy
+from raas_patches.active import config_of
+from raas_patches.report import REPORT_KEY, TokenReports
+from raas_patches.seam import Seam
+from raas_sglang.request import RequestOptions, RequestState, parse_options
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+
+def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
+    """After `Req.__init__`: attaches the request's options and progress as ``req.raas``."""
+    server_args = get_server_args()
+    config = config_of(server_args)
+    assert config is not None, "hooked only where a policy was asked for"
+    params = self.sampling_params
+    problem = None
+    try:
+        context_len = server_args.get_model_config().context_len
+        options = parse_options(params.custom_params, config, context_len, params.max_new_tokens)
+    except ValueError as error:
+        # The server's process has refused it already; this is for whoever sends past it.
+        options, problem = None, str(error)
+    options = options or RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
+    self.raas = RequestState(options, len(self.origin_input_ids))
+    self.customized_info = {REPORT_KEY: TokenReports(self.raas)}
+    if problem:
+        self.set_finish_with_abort(problem)
+
+
+def effective_kv_committed_len(original: Callable[["Req"], int], self: "Req") -> int:
+    """Around it: what the radix tree may take. `tree_purity`: never what was overwritten.
+
+    A step in flight counts, since the overlap scheduler runs one step ahead of the results.
+    """
+    if self.raas.has_overwritten:
+        return int(min(self.kv_committed_len, self.raas.prompt_len))
+    return original(self)
+
+
+def compute_max_prefix_len(
+    original: Callable[["Req", int], int], self: "Req", input_len: int
+) -> int:
+    """Around it: an interrupted request takes no generated tokens from the tree to overwrite."""
+    longest = original(self, input_len)
+    return min(longest, len(self.origin_input_ids)) if self.raas.options.evicts else longest
+
+
+def new_tokens_required_next_decode(
+    original: Callable[..., int],
+    self: "ScheduleBatch",
+    selected_indices: list[int] | None = None,
+) -> int:
+    """Around it: a saturated request needs none."""
+    indices = range(len(self.reqs)) if selected_indices is None else selected_indices
+    return original(self, [i for i in indices if not self.reqs[i].raas.is_saturated])
+
+
+def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
+    """After it: the text grew by one token, the slots only where one was allocated."""
+    for req in self.reqs:
+        state: RequestState = req.raas
+        state.logical_len += 1
+        state.resident_len = req.kv.kv_allocated_len
+        if state.options.evicts:
+            req.kv_committed_len = min(req.kv_committed_len, state.resident_len)
+
+
+_PATH = "sglang.srt.managers.schedule_batch."
+_UNTIL = "SGLang keeps logical and resident length apart"
+SEAMS = (
+    Seam(
+        _PATH + "Req.__init__",
+        HookType.AFTER,
+        req_init,
+        None,
+        "holds policy, budget and progress of a request",
+        "SGLang lets plugins attach state to a request",
+    ),
+    Seam(
+        _PATH + "Req.effective_kv_committed_len",
+        HookType.AROUND,
+        effective_kv_committed_len,
+        ("self",),
+        "keeps overwritten tokens out of the radix tree",
+        _UNTIL,
+    ),
+    Seam(
+        _PATH + "Req._compute_max_prefix_len",
+        HookType.AROUND,
+        compute_max_prefix_len,
+        ("self", "input_len"),
+        "keeps an interrupted request off shared generated tokens",
+        _UNTIL,
+    ),
+    Seam(
+        _PATH + "ScheduleBatch.new_tokens_required_next_decode",
+        HookType.AROUND,
+        new_tokens_required_next_decode,
+        ("self", "selected_indices"),
+        "asks for no memory for saturated requests",
+        _UNTIL,
+    ),
+    Seam(
+        _PATH + "ScheduleBatch.prepare_for_decode",
+        HookType.AFTER,
+        prepare_for_decode,
+        ("self",),
+        "lets positions go on while slots do not",
+        _UNTIL,
+    ),
+)

@@ -1,0 +1,63 @@
+"""`sglang.srt.managers.scheduler`: each scheduler process verifies the seams before it starts.
+
+Why: the plugin is loaded anew in every process, and SGLang would go on without it. Remove when:
+SGLang stops a process whose plugin failed.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from raas_patches import installation
+from raas_patches.active import config_of
+from raas_patches.backends import register_backends
+from raas_patches.seam import Seam
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.server_args import ServerArgs
+
+
+def init(self: "Scheduler", server_args: "ServerArgs", *args: Any, **kwargs: Any) -> None:
+    """Before `Scheduler.__init__`: installs what the policy needs, or ends the process."""
+    if config_of(server_args) is not None:
+        installation.require_seams()
+        register_backends()
+
+
+def get_init_info(result: dict[str, Any], self: "Scheduler") -> dict[str, Any]:
+    """After `Scheduler.get_init_info`: tells the parent which policy this scheduler runs."""
+    config = config_of(self.server_args)
+    return result if config is None else {**result, "kv_policy": config.kv_policy}
+
+
+_PATH = "sglang.srt.managers.scheduler.Scheduler."
+SEAMS = (
+    Seam(
+        _PATH + "__init__",
+        HookType.BEFORE,
+        init,
+        (
+            "self",
+            "server_args",
+            "port_args",
+            "gpu_id",
+            "tp_rank",
+            "moe_ep_rank",
+            "pp_rank",
+            "attn_cp_rank",
+            "moe_dp_rank",
+            "dp_rank",
+        ),
+        "verifies the seams in each scheduler process",
+        "SGLang stops a process whose plugin failed",
+    ),
+    Seam(
+        _PATH + "get_init_info",
+        HookType.AFTER,
+        get_init_info,
+        ("self",),
+        "tells the parent that the policy is on",
+        "SGLang stops a process whose plugin failed",
+    ),
+)

@@ -1,0 +1,111 @@
+"""Settings of SGLang that RaaS does not work with, each refused by name."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+
+class Refusal(NamedTuple):
+    """A setting that excludes RaaS.
+
+    Attributes:
+        flag: What the user set.
+        applies: Whether it is set.
+        advice: What to do.
+    """
+
+    flag: str
+    applies: Callable[["ServerArgs"], bool]
+    advice: str
+
+
+def _is_set(name: str) -> Callable[["ServerArgs"], bool]:
+    return lambda server_args: bool(getattr(server_args, name))
+
+
+def _above_one(name: str) -> Callable[["ServerArgs"], bool]:
+    return lambda server_args: int(getattr(server_args, name)) > 1
+
+
+REFUSALS = (
+    Refusal("--speculative-algorithm", _is_set("speculative_algorithm"), "remove it"),
+    Refusal(
+        "--disaggregation-mode",
+        lambda server_args: server_args.disaggregation_mode != "null",
+        "use --disaggregation-mode null",
+    ),
+    Refusal(
+        "--kv-cache-dtype",
+        lambda server_args: server_args.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
+        "use --kv-cache-dtype auto: quantised pages are stored differently",
+    ),
+    Refusal("--enable-page-major-kv-layout", _is_set("enable_page_major_kv_layout"), "remove it"),
+    Refusal("--enable-unified-memory", _is_set("enable_unified_memory"), "remove it"),
+    Refusal(
+        "--enable-mixed-chunk",
+        _is_set("enable_mixed_chunk"),
+        "remove it: it puts decode rows into prefill batches",
+    ),
+    Refusal("--enable-streaming-session", _is_set("enable_streaming_session"), "remove it"),
+    Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),
+    Refusal("--strip-thinking-cache", _is_set("strip_thinking_cache"), "remove it"),
+    Refusal("--enable-hierarchical-cache", _is_set("enable_hierarchical_cache"), "remove it"),
+    Refusal("--enable-hisparse", _is_set("enable_hisparse"), "remove it"),
+    Refusal("--enable-lmcache", _is_set("enable_lmcache"), "remove it"),
+    Refusal("--enable-flexkv", _is_set("enable_flexkv"), "remove it"),
+    Refusal("--radix-cache-backend", _is_set("radix_cache_backend"), "remove it"),
+    Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
+    Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),
+    Refusal("--enable-dp-attention", _is_set("enable_dp_attention"), "use --dp-size alone"),
+    Refusal("--pp-size", _above_one("pp_size"), "use --tp-size instead"),
+    Refusal("--dcp-size", _above_one("dcp_size"), "use --dcp-size 1"),
+    Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
+    Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),
+    Refusal("--is-embedding", _is_set("is_embedding"), "remove --kv-policy: nothing is generated"),
+    Refusal(
+        "--prefill-only-disable-kv-cache", _is_set("prefill_only_disable_kv_cache"), "remove it"
+    ),
+    Refusal("--encoder-only", _is_set("encoder_only"), "remove --kv-policy"),
+    Refusal("--use-ray", _is_set("use_ray"), "remove it"),
+    Refusal("--smg-grpc-mode", _is_set("smg_grpc_mode"), "use the HTTP server"),
+    Refusal("--grpc-port", _is_set("grpc_port"), "use the HTTP server"),
+    Refusal(
+        "SGLANG_RUST_SERVER",
+        lambda _: os.environ.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true"),
+        "unset it",
+    ),
+    Refusal(
+        "SGLANG_USE_HND_KVCACHE",
+        lambda _: os.environ.get("SGLANG_USE_HND_KVCACHE", "0").lower() in ("1", "true"),
+        "unset it",
+    ),
+    Refusal(
+        "--attention-backend",
+        lambda server_args: (
+            server_args.device == "cpu"
+            and set(server_args.get_attention_backends()) != {"torch_native"}
+        ),
+        "use --attention-backend torch_native on the CPU",
+    ),
+    Refusal(
+        "--device",
+        lambda server_args: server_args.device != "cpu",
+        "use --device cpu: this version has no decode backend for other devices yet",
+    ),
+)
+
+
+def refused_settings(server_args: "ServerArgs") -> list[str]:
+    """Returns one sentence for each setting that excludes RaaS.
+
+    Args:
+        server_args: SGLang's resolved arguments.
+    """
+    return [
+        f"--kv-policy does not work together with {refusal.flag}; {refusal.advice}"
+        for refusal in REFUSALS
+        if refusal.applies(server_args)
+    ]

@@ -1,0 +1,69 @@
+"""`sglang.srt.managers.tokenizer_manager`: request parameters in, the report out.
+
+Why: bad parameters must be a 400 before anything else sees them, and `meta_info` must say what
+happened. Remove when: SGLang lets plugins validate requests and add to `meta_info`.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from raas_patches.active import config_of
+from raas_patches.report import REPORT_KEY
+from raas_patches.seam import Seam
+from raas_sglang.request import parse_options
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+
+def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int]) -> None:
+    """Before `_validate_one_request`: a `ValueError` here is the client's 400."""
+    if not isinstance(obj, GenerateReqInput):
+        return
+    params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
+    limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
+    parse_options(
+        params.get("custom_params"),
+        config_of(self.server_args),
+        self.context_len,
+        limit if isinstance(limit, int) else None,
+    )
+
+
+async def wait_one_response(
+    original: Callable[..., AsyncIterator[dict[str, Any]]], *args: Any, **kwargs: Any
+) -> AsyncIterator[dict[str, Any]]:
+    """Around `_wait_one_response`: the latest report becomes fields of `meta_info`."""
+    async with aclosing(original(*args, **kwargs)) as responses:  # type: ignore[type-var]
+        async for response in responses:
+            meta_info = response.get("meta_info", {})
+            reports = [entry for entry in meta_info.pop(REPORT_KEY, ()) if entry is not None]
+            if reports:
+                meta_info.update(reports[-1])
+            yield response
+
+
+_PATH = "sglang.srt.managers.tokenizer_manager.TokenizerManager."
+SEAMS = (
+    Seam(
+        _PATH + "_validate_one_request",
+        HookType.BEFORE,
+        validate_one_request,
+        ("self", "obj", "input_ids"),
+        "answers bad request parameters with a 400",
+        "SGLang lets plugins validate custom_params",
+    ),
+    Seam(
+        _PATH + "_wait_one_response",
+        HookType.AROUND,
+        wait_one_response,
+        ("self", "obj", "request"),
+        "says in meta_info what happened to the KV cache",
+        "SGLang lets plugins add scalars to meta_info",
+    ),
+)

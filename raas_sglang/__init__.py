@@ -1,0 +1,5 @@
+"""RaaS for SGLang: the prompt's KV cache stays dense and shared, generated tokens keep a budget."""
+
+__version__ = "0.1.0"
+
+SUPPORTED_SGLANG = "0.5.17"

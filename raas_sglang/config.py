@@ -1,0 +1,172 @@
+"""What the server was started with: the flags, their defaults and what each must hold."""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from raas_kernels import Policy
+
+POLICY_NAMES = tuple(policy.name.lower() for policy in Policy)
+
+
+def _flag(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RaasConfig:
+    """Server-wide settings; each field is the flag of the same name (``kv_budget``: `--kv-budget`).
+
+    Raises:
+        ValueError: a value is out of range; the text says what must hold, what came, what to do.
+    """
+
+    kv_policy: str = _flag(
+        "dense",
+        "Policy of requests that name none: dense keeps every token; raas, window, random and h2o "
+        "keep the prompt and --kv-budget generated tokens. Without this flag the plugin is off.",
+        POLICY_NAMES,
+    )
+    kv_budget: int = _flag(
+        1024, "Budget L: generated tokens that a request keeps (tokens, a multiple of the page)."
+    )
+    kv_max_budget: int | None = _flag(
+        None,
+        "Largest budget that a request may name (tokens); sizes the eviction state; "
+        "default: --kv-budget.",
+    )
+    kv_eviction_page_size: int = _flag(
+        16, "Generated tokens that are scored and given up together (tokens, a power of two)."
+    )
+    kv_score: str = _flag(
+        "bound",
+        "How raas scores a page: bound is Quest's upper bound of q.k from per-channel minima and "
+        "maxima; exact is the largest attention probability of its tokens.",
+        ("bound", "exact"),
+    )
+    kv_stamp_rule: str = _flag(
+        "top-r",
+        "Which pages get the newest timestamp at a step: top-r the best share of the budget's "
+        "pages, alpha those that score above a probability (needs --kv-score exact).",
+        ("top-r", "alpha"),
+    )
+    kv_stamp_ratio: float = _flag(
+        0.5, "Share r of the budget's pages that top-r stamps (between 0 and 1)."
+    )
+    kv_stamp_alpha: float = _flag(
+        1e-4, "Attention probability above which alpha stamps a page (between 0 and 1)."
+    )
+
+    def __post_init__(self) -> None:
+        _one_of("--kv-policy", self.kv_policy, POLICY_NAMES)
+        _one_of("--kv-score", self.kv_score, ("bound", "exact"))
+        _one_of("--kv-stamp-rule", self.kv_stamp_rule, ("top-r", "alpha"))
+        page = self.kv_eviction_page_size
+        if not _is_int(page) or page < 1 or page & (page - 1):
+            raise ValueError(
+                f"--kv-eviction-page-size must be a power of two, got {page!r}; use 16"
+            )
+        check_budget("--kv-budget", self.kv_budget, page)
+        if self.kv_max_budget is None:
+            object.__setattr__(self, "kv_max_budget", self.kv_budget)
+        check_budget("--kv-max-budget", self.max_budget, page)
+        if self.max_budget < self.kv_budget:
+            raise ValueError(
+                f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "
+                f"got {self.max_budget}; leave it out to use --kv-budget"
+            )
+        _between("--kv-stamp-ratio", self.kv_stamp_ratio)
+        _between("--kv-stamp-alpha", self.kv_stamp_alpha)
+        if self.kv_stamp_rule == "alpha" and self.kv_score != "exact":
+            raise ValueError(
+                "--kv-stamp-rule alpha compares attention probabilities and must be used with "
+                f"--kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
+            )
+
+    @property
+    def max_budget(self) -> int:
+        """Largest budget of a request, in tokens."""
+        assert self.kv_max_budget is not None, "set by __post_init__"
+        return self.kv_max_budget
+
+    @property
+    def alpha(self) -> float | None:
+        """Threshold of the alpha rule, or None under top-r."""
+        return self.kv_stamp_alpha if self.kv_stamp_rule == "alpha" else None
+
+    def stamp_pages(self, budget: int) -> int:
+        """Pages that top-r stamps at each step for a budget in tokens."""
+        return max(1, int(self.kv_stamp_ratio * (budget // self.kv_eviction_page_size)))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag for each field of `RaasConfig`; a flag that is not given stays None."""
+    group = parser.add_argument_group("RaaS: KV cache eviction of generated tokens")
+    kinds = {"kv_policy": str, "kv_score": str, "kv_stamp_rule": str}
+    for item in fields(RaasConfig):
+        kind = kinds.get(item.name, float if isinstance(item.default, float) else int)
+        shown = "" if item.default in (None, "dense") else f" Default: {item.default}."
+        group.add_argument(
+            "--" + item.name.replace("_", "-"),
+            type=kind,
+            default=None,
+            choices=item.metadata["choices"],
+            help=item.metadata["help"] + shown,
+        )
+
+
+def take_settings(source: dict[str, Any]) -> RaasConfig | None:
+    """Removes the settings from ``source`` (flag values or keyword arguments) and checks them.
+
+    Returns:
+        The configuration, or None if no policy was named: then the plugin is off.
+
+    Raises:
+        ValueError: a setting is wrong, or one was given without ``kv_policy``.
+    """
+    names = [item.name for item in fields(RaasConfig)]
+    given = {name: source.pop(name) for name in names if source.get(name) is not None}
+    for name in names:
+        source.pop(name, None)
+    if not given:
+        return None
+    if "kv_policy" not in given:
+        flag = "--" + next(iter(given)).replace("_", "-")
+        raise ValueError(f"{flag} must be given together with --kv-policy; add --kv-policy raas")
+    return RaasConfig(**given)
+
+
+def check_budget(name: str, budget: Any, page_size: int) -> None:
+    """Checks that a budget is a positive multiple of the eviction page size, in tokens.
+
+    Raises:
+        ValueError: it is not; the text suggests the nearest that are.
+    """
+    if not _is_int(budget):
+        kind = type(budget).__name__
+        raise ValueError(f"{name} must be an integer number of tokens, got {budget!r} ({kind})")
+    if budget < page_size:
+        raise ValueError(
+            f"{name} must be at least one eviction page ({page_size} tokens), got {budget}; "
+            f"use {page_size} or more"
+        )
+    if budget % page_size:
+        below = budget // page_size * page_size
+        raise ValueError(
+            f"{name} must be a multiple of the page size ({page_size}), got {budget}; "
+            f"use {below} or {below + page_size}"
+        )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_of(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _between(flag: str, value: float) -> None:
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{flag} must be above 0 and at most 1, got {value}")

@@ -1,0 +1,29 @@
+"""Runs SGLang on a machine without a GPU."""
+
+import ctypes.util
+import os
+from pathlib import Path
+
+_STAND_IN = Path(__file__).parent
+
+
+def cpu_environment(page_size: int = 1) -> dict[str, str]:
+    """Returns the environment in which `python -m sglang.launch_server --device cpu` works.
+
+    Args:
+        page_size: SGLang's page size; above 1 its allocator is Triton, which is then interpreted.
+
+    Raises:
+        RuntimeError: the machine has an NVIDIA driver, where the stand-in must not be used.
+    """
+    if ctypes.util.find_library("cuda"):
+        raise RuntimeError(
+            "the CPU engine must run on a machine without an NVIDIA driver, got one with libcuda; "
+            "start SGLang as usual"
+        )
+    environment = {**os.environ, "SGLANG_USE_CPU_ENGINE": "1"}
+    paths = [str(_STAND_IN), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    if page_size > 1:
+        environment["TRITON_INTERPRET"] = "1"
+    return environment

@@ -1,0 +1,153 @@
+"""What one request asked for, and how far it has come."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from raas_kernels import Policy
+from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget
+
+POLICY_KEY, BUDGET_KEY = "kv_policy", "kv_budget"
+_RESERVED_PREFIX = "kv_"
+REPORT_FIELDS = ("kv_policy", "kv_budget", "logical_tokens", "resident_tokens", "evicted_tokens")
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """Policy and budget of one request.
+
+    Attributes:
+        policy: Its policy; the server's where the request named none.
+        budget: L in tokens; the server's where the request named none.
+        evicts: Whether it can ever give up a token. False for dense requests and where
+            ``max_new_tokens`` fits into the budget.
+    """
+
+    policy: Policy
+    budget: int
+    evicts: bool
+
+
+def parse_options(
+    custom_params: Any, config: RaasConfig | None, context_len: int, max_new_tokens: int | None
+) -> RequestOptions | None:
+    """Reads ``sampling_params.custom_params`` of a request.
+
+    Args:
+        custom_params: As the client sent it; keys other than ``kv_*`` are left to others.
+        config: The server's settings, or None if it was started without ``--kv-policy``.
+        context_len: The model's context length in tokens.
+        max_new_tokens: As the client sent it; None for no limit.
+
+    Returns:
+        The options, or None if the plugin is off and the request asks for nothing.
+
+    Raises:
+        ValueError: anything is wrong with it; the text is meant for the client.
+    """
+    asked = _asked(custom_params)
+    if config is None:
+        if asked:
+            raise ValueError(
+                f"custom_params {sorted(asked)} must be sent to a server started with --kv-policy, "
+                "got one without; restart it with --kv-policy dense or --kv-policy raas"
+            )
+        return None
+    policy = asked.get(POLICY_KEY, config.kv_policy)
+    if not isinstance(policy, str) or policy not in POLICY_NAMES:
+        raise ValueError(f"kv_policy must be one of {', '.join(POLICY_NAMES)}, got {policy!r}")
+    budget = asked.get(BUDGET_KEY, config.kv_budget)
+    _check_request_budget(budget, config, context_len, max_new_tokens)
+    kind = Policy[policy.upper()]
+    limit = context_len if max_new_tokens is None else max_new_tokens
+    return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit)
+
+
+def _asked(custom_params: Any) -> dict[str, Any]:
+    if custom_params is None:
+        return {}
+    if not isinstance(custom_params, dict):
+        kind = type(custom_params).__name__
+        raise ValueError(
+            f"custom_params must be an object, got {kind}; "
+            'send {"kv_policy": "raas", "kv_budget": 1024}'
+        )
+    asked = {key: custom_params[key] for key in custom_params if _is_ours(key)}
+    unknown = sorted(set(asked) - {POLICY_KEY, BUDGET_KEY})
+    if unknown:
+        raise ValueError(
+            f"custom_params must hold kv_policy or kv_budget, got unknown {unknown}; "
+            "check the spelling"
+        )
+    return asked
+
+
+def _is_ours(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith(_RESERVED_PREFIX)
+
+
+def _check_request_budget(
+    budget: Any, config: RaasConfig, context_len: int, max_new_tokens: int | None
+) -> None:
+    check_budget(BUDGET_KEY, budget, config.kv_eviction_page_size)
+    if budget > context_len:
+        raise ValueError(
+            f"kv_budget must be at most the context length ({context_len} tokens), got {budget}; "
+            "use dense to keep every token"
+        )
+    needs_state = max_new_tokens is None or max_new_tokens > budget
+    if budget > config.max_budget and needs_state:
+        raise ValueError(
+            f"kv_budget must be at most --kv-max-budget ({config.max_budget} tokens), "
+            f"got {budget}; ask for less, or restart the server with --kv-max-budget {budget}"
+        )
+
+
+@dataclass
+class RequestState:
+    """How far a running request has come; owned by SGLang's `Req` as ``req.raas``.
+
+    Attributes:
+        options: What it asked for.
+        prompt_len: P, tokens before the first generated one; does not move when the request is
+            interrupted and its output is prefilled again.
+        logical_len: Tokens of the text whose keys and values were computed, steps in flight
+            included.
+        resident_len: Slots that the request holds, shared prompt included.
+    """
+
+    options: RequestOptions
+    prompt_len: int
+    logical_len: int = 0
+    resident_len: int = 0
+
+    @property
+    def capacity(self) -> int:
+        """P + L: slots that an evicting request can hold."""
+        return self.prompt_len + self.options.budget
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether its next token overwrites an old one."""
+        return self.options.evicts and self.logical_len >= self.capacity
+
+    @property
+    def has_overwritten(self) -> bool:
+        """Whether a step, finished or in flight, has overwritten a generated token."""
+        return self.options.evicts and self.logical_len > self.capacity
+
+    @property
+    def generated_len(self) -> int:
+        """Generated tokens whose keys and values were computed."""
+        return max(0, self.logical_len - self.prompt_len)
+
+    def report(self) -> dict[str, Any]:
+        """What the response says in ``meta_info``."""
+        policy = self.options.policy
+        values = (
+            policy.name.lower(),
+            None if policy is Policy.DENSE else self.options.budget,
+            self.logical_len,
+            self.resident_len,
+            self.logical_len - self.resident_len,
+        )
+        return dict(zip(REPORT_FIELDS, values, strict=True))
