@@ -7,6 +7,11 @@ from pathlib import Path
 _STAND_IN = Path(__file__).parent
 
 
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is installed, so that SGLang's own kernels can be imported."""
+    return ctypes.util.find_library("cuda") is not None
+
+
 def cpu_environment(page_size: int = 1) -> dict[str, str]:
     """Returns the environment in which `python -m sglang.launch_server --device cpu` works.
 
@@ -16,7 +21,7 @@ def cpu_environment(page_size: int = 1) -> dict[str, str]:
     Raises:
         RuntimeError: the machine has an NVIDIA driver, where the stand-in must not be used.
     """
-    if ctypes.util.find_library("cuda"):
+    if has_driver():
         raise RuntimeError(
             "the CPU engine must run on a machine without an NVIDIA driver, got one with libcuda; "
             "start SGLang as usual"

@@ -180,20 +180,30 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_torch_ops_follow_the_naive_rules(mode):
-    layer = Layer(REQUESTS, torch_ops, **MODES[mode])
-    generator = torch.Generator().manual_seed(11)
-    for step in range(2500):
-        layer.step(step, generator)
-    layer.contents()
+    follow(Layer(REQUESTS, torch_ops, **MODES[mode]), steps=2500)
 
 
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="run by make test with TRITON_INTERPRET=1"
-)
 @pytest.mark.parametrize("mode", MODES)
-def test_triton_ops_follow_the_naive_rules(mode):
-    layer = Layer(REQUESTS, implementation("cpu"), **MODES[mode])
+def test_interpreted_kernels_follow_the_naive_rules(mode):
+    follow(Layer(REQUESTS, interpreted(), **MODES[mode]), steps=130)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_kernels_follow_the_naive_rules(mode):
+    follow(Layer(REQUESTS, implementation("cuda"), device="cuda", **MODES[mode]), steps=1000)
+
+
+def interpreted():
+    """The Triton kernels on the CPU; never the torch ops in their place."""
+    assert os.environ.get("TRITON_INTERPRET") == "1", (
+        "run with TRITON_INTERPRET=1, as make test does"
+    )
+    return implementation("cpu")
+
+
+def follow(layer, steps):
     generator = torch.Generator().manual_seed(11)
-    for step in range(300):
+    for step in range(steps):
         layer.step(step, generator)
     layer.contents()

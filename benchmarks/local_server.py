@@ -1,0 +1,121 @@
+"""A SGLang server as a child process, for the demo, the benchmarks and the tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import requests
+
+REASONER = Path(__file__).parent / "reasoner" / "model"
+CPU_FLAGS = ("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16")
+
+
+class LocalServer:
+    """Starts `python -m sglang.launch_server` and stops it with everything it started.
+
+    Args:
+        flags: Command line after ``--model-path``; a port is chosen.
+        environment: The child's environment.
+        model_path: Model to serve; the bundled reasoner by default.
+        timeout_s: How long the start may take.
+    """
+
+    def __init__(
+        self,
+        flags: list[str],
+        environment: dict[str, str],
+        model_path: Path = REASONER,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [
+            *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path)),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *flags,
+        ]
+        self.environment = environment
+        self.timeout_s = timeout_s
+        self.log_path = Path(tempfile.mkstemp(prefix="sglang-", suffix=".log")[1])
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, progress: Callable[[float], None] = lambda seconds: None) -> None:
+        """Starts the server and waits until it answers.
+
+        Args:
+            progress: Called about once a second with the seconds waited.
+
+        Raises:
+            RuntimeError: it ended or did not answer in time; the text holds the end of its log.
+        """
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        began = time.monotonic()
+        while not self._answers():
+            waited = time.monotonic() - began
+            if self.process.poll() is not None or waited > self.timeout_s:
+                self.stop()
+                raise RuntimeError(f"the server did not start in {waited:.0f} s:\n{self.log_end()}")
+            progress(waited)
+            time.sleep(1.0)
+
+    def stop(self) -> None:
+        """Ends the server and every process of its session."""
+        if self.process is None:
+            return
+        for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(patience_s)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        self.process = None
+
+    def is_alive(self) -> bool:
+        """Whether the server's main process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def log(self) -> str:
+        """The server's output so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def log_end(self, lines: int = 30) -> str:
+        """The last lines of the server's output."""
+        return "\n".join(self.log().splitlines()[-lines:])
+
+    def _answers(self) -> bool:
+        try:
+            return requests.get(self.url + "/health", timeout=5).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def __enter__(self) -> "LocalServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

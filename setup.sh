@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes .venv with the pinned SGLang and this package. Needs Python 3.10 to 3.12, git and a C
+# compiler; gets uv by itself where it is not installed.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fail() {
+  echo "setup: $1" >&2
+  exit 1
+}
+
+command -v git >/dev/null || fail "git must be installed, found none; install it with your package manager"
+command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
+  fail "a C compiler must be installed, found neither cc, gcc nor clang; install gcc (Triton compiles with it)"
+
+python=""
+for candidate in python3.12 python3.11 python3.10 python3 python; do
+  if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    python=$(command -v "$candidate")
+    break
+  fi
+done
+[ -n "$python" ] || fail "Python 3.10, 3.11 or 3.12 must be installed, found none of them; install python3.12"
+"$python" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
+  fail "the headers of $python must be installed, found no Python.h; install its development package"
+
+uv=$(command -v uv || true)
+if [ -z "$uv" ] || ! "$uv" --version >/dev/null 2>&1; then
+  "$python" -m venv .uv || fail "$python must have the venv module; install its venv package"
+  .uv/bin/python -m pip install --quiet uv
+  uv=.uv/bin/uv
+fi
+
+echo "setup: installing SGLang and raas-sglang into .venv (about 9 GB, once)"
+if ! .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+  "$uv" venv --quiet --clear --python "$python" .venv
+fi
+"$uv" pip install --quiet --python .venv/bin/python --editable . --group dev
+.venv/bin/python -m raas_sglang check >/dev/null || fail "the installed SGLang is not the one that was tested; run .venv/bin/python -m raas_sglang check"
+touch .venv/.ready

@@ -1,0 +1,71 @@
+"""Servers that the tests share, and what SGLang needs on a machine without a GPU."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import raas_sglang.cpu
+from local_server import CPU_FLAGS, LocalServer
+from raas_sglang.cpu import cpu_environment, has_driver
+
+# SGLang's own checks: every slot accounted for after each step and when idle, no page free twice.
+STRICT = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+}
+FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup"]
+
+
+def pytest_configure() -> None:
+    """Lets the tests and the processes that they start import SGLang without a GPU."""
+    if not has_driver():
+        os.environ.update(cpu_environment())
+        sys.path.insert(0, str(Path(raas_sglang.cpu.__file__).parent))
+
+
+def start_server(*flags: str, page_size: int = 1, **environment: str) -> LocalServer:
+    """Returns a server that is not started yet, with SGLang's strict checks on."""
+    settings = {**cpu_environment(page_size), **STRICT, **environment}
+    return LocalServer([*FLAGS, "--page-size", str(page_size), *flags], settings)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalServer]:
+    """RaaS with radix cache and overlap scheduling on; the policy of requests that name none."""
+    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
+    with start_server(*flags, "--max-total-tokens", "20000") as running:
+        yield running
+        assert running.is_alive(), running.log_end()
+
+
+@pytest.fixture(scope="session")
+def plain_server() -> Iterator[LocalServer]:
+    """SGLang without the plugin: what greedy output must be identical to."""
+    with start_server("--max-total-tokens", "20000", SGLANG_PLUGINS="none") as running:
+        assert "Loaded plugin raas" not in running.log()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def retracting_server() -> Iterator[LocalServer]:
+    """RaaS by exact scores, prompts in chunks, requests interrupted over and over."""
+    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "256")
+    scores = ("--kv-score", "exact", "--chunked-prefill-size", "64")
+    settings = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
+    pool = ("--max-total-tokens", "20000")
+    with start_server(*flags, *scores, *pool, **settings) as running:
+        yield running
+        assert running.is_alive(), running.log_end()
+
+
+@pytest.fixture(scope="session")
+def paged_server() -> Iterator[LocalServer]:
+    """Page size 16 and this project's Triton kernels, both interpreted on the CPU."""
+    flags = ("--kv-policy", "raas", "--kv-budget", "32", "--kv-max-budget", "128")
+    with start_server(*flags, "--max-total-tokens", "8000", page_size=16) as running:
+        yield running
+        assert running.is_alive(), running.log_end()

@@ -1,0 +1,74 @@
+"""Flags and keyword arguments of the server: defaults, and what is refused with which words."""
+
+import argparse
+
+import pytest
+
+from raas_sglang.config import RaasConfig, add_flags, take_settings
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return vars(parser.parse_args(argv))
+
+
+def test_without_the_policy_flag_the_plugin_is_off():
+    assert take_settings(parse()) is None
+
+
+def test_the_papers_defaults():
+    config = take_settings(parse("--kv-policy", "raas"))
+    assert (config.kv_budget, config.kv_eviction_page_size, config.max_budget) == (1024, 16, 1024)
+    assert (config.kv_stamp_rule, config.kv_stamp_ratio, config.kv_stamp_alpha) == (
+        "top-r",
+        0.5,
+        1e-4,
+    )
+    assert config.alpha is None
+    assert config.stamp_pages(1024) == 32
+    assert config.stamp_pages(16) == 1
+
+
+def test_settings_leave_other_arguments_alone():
+    arguments = {"kv_policy": "window", "kv_budget": 64, "kv_score": None, "tp_size": 2}
+    assert take_settings(arguments).kv_policy == "window"
+    assert arguments == {"tp_size": 2}
+
+
+def test_help_explains_every_flag():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    text = " ".join(parser.format_help().split())
+    for flag in ("--kv-policy", "--kv-budget", "--kv-eviction-page-size", "--kv-stamp-alpha"):
+        assert flag in text
+    assert text.count("(tokens") >= 3
+    assert "Default: 1024." in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"kv_budget": 1000},
+            r"--kv-budget must be a multiple of the page size \(16\), got 1000; use 992 or 1008",
+        ),
+        ({"kv_budget": 0}, r"--kv-budget must be at least one eviction page \(16 tokens\), got 0"),
+        ({"kv_budget": -16}, "got -16; use 16 or more"),
+        ({"kv_budget": "64"}, r"must be an integer number of tokens, got '64' \(str\)"),
+        ({"kv_policy": "lru"}, "--kv-policy must be one of dense, raas, .* got 'lru'"),
+        ({"kv_max_budget": 512}, r"--kv-max-budget must be at least --kv-budget \(1024\), got 512"),
+        ({"kv_eviction_page_size": 12}, "--kv-eviction-page-size must be a power of two, got 12"),
+        ({"kv_score": "cosine"}, "--kv-score must be one of bound, exact, got 'cosine'"),
+        ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
+        ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
+    ],
+)
+def test_wrong_settings_say_what_must_hold(settings, text):
+    with pytest.raises(ValueError, match=text):
+        RaasConfig(**{"kv_policy": "raas", **settings})
+
+
+def test_a_setting_without_the_policy_is_refused():
+    with pytest.raises(ValueError, match="--kv-budget must be given together with --kv-policy"):
+        take_settings({"kv_budget": 64})

@@ -1,0 +1,81 @@
+"""What a request may ask for, and how its lengths follow from it."""
+
+import pytest
+
+from raas_kernels import Policy
+from raas_sglang.config import RaasConfig
+from raas_sglang.request import REPORT_FIELDS, RequestOptions, RequestState, parse_options
+
+CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=512)
+CONTEXT = 4096
+
+
+def parse(custom_params, config=CONFIG, max_new_tokens=2000):
+    return parse_options(custom_params, config, CONTEXT, max_new_tokens)
+
+
+def test_a_request_that_names_nothing_gets_the_servers_choice():
+    assert parse(None) == RequestOptions(Policy.RAAS, 64, evicts=True)
+    assert parse({"thinking_budget": 9}) == RequestOptions(Policy.RAAS, 64, evicts=True)
+
+
+def test_a_request_overrides_either_part():
+    assert parse({"kv_policy": "window"}) == RequestOptions(Policy.WINDOW, 64, evicts=True)
+    assert parse({"kv_budget": 512}) == RequestOptions(Policy.RAAS, 512, evicts=True)
+    assert not parse({"kv_policy": "dense"}).evicts
+
+
+def test_a_budget_that_holds_the_whole_output_never_evicts():
+    assert not parse({"kv_budget": 512}, max_new_tokens=512).evicts
+    assert parse({"kv_budget": 512}, max_new_tokens=513).evicts
+    # Above --kv-max-budget there is no eviction state, and none is needed.
+    assert not parse({"kv_budget": 1024}, max_new_tokens=1000).evicts
+
+
+@pytest.mark.parametrize(
+    ("custom_params", "text"),
+    [
+        ({"kv_policy": "lru"}, "kv_policy must be one of dense, raas, window, random, h2o"),
+        ({"kv_policy": 3}, "got 3"),
+        ({"kv_policy": None}, "got None"),
+        ({"kv_policy": ["raas"]}, r"got \['raas'\]"),
+        ({"kv_budget": "64"}, r"integer number of tokens, got '64' \(str\)"),
+        ({"kv_budget": 64.0}, r"got 64.0 \(float\)"),
+        ({"kv_budget": True}, r"got True \(bool\)"),
+        ({"kv_budget": None}, "got None"),
+        ({"kv_budget": 0}, "at least one eviction page"),
+        ({"kv_budget": -64}, "got -64"),
+        ({"kv_budget": 65}, "use 64 or 80"),
+        ({"kv_budget": 8192}, r"at most the context length \(4096 tokens\), got 8192"),
+        ({"kv_budget": 1024}, "restart the server with --kv-max-budget 1024"),
+        ({"kv_polcy": "raas"}, r"got unknown \['kv_polcy'\]"),
+        ("raas", "custom_params must be an object, got str"),
+        ([1], "custom_params must be an object, got list"),
+    ],
+)
+def test_bad_parameters_say_what_must_hold(custom_params, text):
+    with pytest.raises(ValueError, match=text):
+        parse(custom_params)
+
+
+def test_without_the_plugin_asking_is_refused_and_silence_is_not():
+    assert parse(None, config=None) is None
+    with pytest.raises(ValueError, match="must be sent to a server started with --kv-policy"):
+        parse({"kv_policy": "raas"}, config=None)
+
+
+def test_lengths_of_a_request_that_overwrites():
+    state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=True), prompt_len=100)
+    state.logical_len = 163
+    assert (state.is_saturated, state.has_overwritten) == (False, False)
+    state.logical_len = 164  # the budget is full, nothing is lost yet
+    assert (state.is_saturated, state.has_overwritten) == (True, False)
+    state.logical_len, state.resident_len = 170, 164
+    assert (state.is_saturated, state.has_overwritten) == (True, True)
+    assert dict(zip(REPORT_FIELDS, ("raas", 64, 170, 164, 6), strict=True)) == state.report()
+
+
+def test_a_dense_request_is_never_saturated():
+    state = RequestState(RequestOptions(Policy.DENSE, 64, evicts=False), 10, 5000, 5000)
+    assert not state.is_saturated
+    assert state.report()["kv_budget"] is None

@@ -1,0 +1,169 @@
+"""Failing closed: a missing or changed seam, a wrong version, a plugin that was not loaded."""
+
+import subprocess
+import sys
+
+import pytest
+from sglang.srt.plugins.hook_registry import HookType
+
+import raas_patches.seam
+from raas_patches import installation
+from raas_patches.seam import Seam
+from raas_patches.support import REFUSALS, refused_settings
+
+KNOWN = "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_decode"
+
+
+def seam(target, parameters=("self",)):
+    return Seam(target, HookType.AFTER, lambda *_: None, parameters, "a test", "never")
+
+
+def test_every_seam_is_as_tested():
+    assert [v for v in installation.verify() if v.problem] == []
+
+
+def test_a_missing_seam_is_named():
+    assert "missing" in seam(KNOWN + "_gone").problem()
+    assert "missing" in seam("sglang.srt.gone.f").problem()
+
+
+def test_a_changed_seam_is_named():
+    assert seam(KNOWN).problem() is None
+    problem = seam(KNOWN, ("self", "more")).problem()
+    assert "changed" in problem
+    assert "('self',)" in problem
+
+
+def test_a_seam_with_a_problem_refuses_the_policy(monkeypatch):
+    broken = seam(KNOWN + "_gone")
+    everything = installation.seams
+    monkeypatch.setattr(installation, "seams", lambda names: [*everything(names), broken])
+    with pytest.raises(
+        RuntimeError, match=r"prepare_for_decode_gone is missing.*raas_sglang check"
+    ):
+        installation.require_seams()
+
+
+def test_another_version_refuses_the_policy(monkeypatch):
+    monkeypatch.setattr(raas_patches.seam.sglang, "__version__", "0.5.18")
+    with pytest.raises(RuntimeError, match=r"must run on sglang==0.5.17.*got 0.5.18"):
+        installation.require_seams()
+
+
+def test_a_hook_that_is_not_in_is_noticed():
+    assert not seam("sglang.srt.managers.schedule_batch.ScheduleBatch.copy").is_installed()
+
+
+class Arguments:
+    """Resolved arguments of a server that RaaS supports."""
+
+    def __init__(self, **changes):
+        numbers = {"pp_size": 1, "dcp_size": 1, "tokenizer_worker_num": 1}
+        names = {"disaggregation_mode": "null", "kv_cache_dtype": "auto", "device": "cpu"}
+        vars(self).update(numbers, **names)
+        vars(self).update(changes)
+
+    def __getattr__(self, name):
+        return None
+
+    def get_attention_backends(self):
+        backend = vars(self).get("attention_backend", "torch_native")
+        return backend, backend
+
+
+def test_supported_settings_are_not_refused():
+    assert refused_settings(Arguments()) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "changes"),
+    [
+        ("--speculative-algorithm", {"speculative_algorithm": "EAGLE"}),
+        ("--disaggregation-mode", {"disaggregation_mode": "prefill"}),
+        ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e4m3"}),
+        ("--enable-page-major-kv-layout", {"enable_page_major_kv_layout": True}),
+        ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
+        ("--enable-streaming-session", {"enable_streaming_session": True}),
+        ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
+        ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
+        ("--pp-size", {"pp_size": 2}),
+        ("--attention-backend", {"attention_backend": "intel_amx"}),
+    ],
+)
+def test_an_unsupported_setting_is_refused_by_name(flag, changes):
+    (text,) = refused_settings(Arguments(**changes))
+    assert text.startswith(f"--kv-policy does not work together with {flag}; ")
+
+
+def test_every_refused_setting_exists_in_sglang():
+    from sglang.srt.server_args import ServerArgs
+
+    fields = ServerArgs.__dataclass_fields__
+    for refusal in REFUSALS:
+        if refusal.flag.startswith("--"):
+            assert refusal.flag[2:].replace("-", "_") in fields, refusal.flag
+
+
+def run(*command, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=300,
+        check=False,
+    )
+
+
+def test_check_prints_every_seam_and_exits_0():
+    done = run("-m", "raas_sglang", "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--kv-policy can start" in done.stdout
+    for each in installation.verify():
+        assert each.seam.name in done.stdout
+
+
+def test_check_exits_1_and_names_what_changed():
+    program = (
+        "import sys, sglang.srt.mem_cache.allocation as a; a.alloc_for_decode = lambda other: 0\n"
+        "from raas_sglang.__main__ import main; sys.exit(main(['check']))"
+    )
+    done = run("-c", program)
+    assert done.returncode == 1
+    assert "WRONG" in done.stdout
+    assert "changed: parameters are ('other',)" in done.stdout
+    assert "--kv-policy will refuse to start" in done.stdout
+
+
+def test_without_the_plugin_the_flag_does_not_exist():
+    from local_server import CPU_FLAGS, REASONER
+
+    done = run(
+        *("-m", "sglang.launch_server", "--model-path", str(REASONER), *CPU_FLAGS),
+        *("--kv-policy", "raas"),
+        SGLANG_PLUGINS="none",
+    )
+    assert done.returncode != 0
+    assert "unrecognized arguments: --kv-policy raas" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--kv-budget", "1000"], "must be a multiple of the page size (16), got 1000; use 992"),
+        (["--enable-mixed-chunk"], "does not work together with --enable-mixed-chunk"),
+    ],
+)
+def test_the_server_refuses_to_start_with_one_sentence(flags, text):
+    from local_server import CPU_FLAGS, REASONER
+
+    done = run(
+        *("-m", "sglang.launch_server", "--model-path", str(REASONER), *CPU_FLAGS),
+        *("--kv-policy", "raas", *flags),
+    )
+    assert done.returncode == 1
+    assert f"error: --kv-{'budget' if 'budget' in flags[0] else 'policy'}" in done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr.split("error: --kv-")[0][-2000:]
