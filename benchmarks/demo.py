@@ -88,6 +88,7 @@ def main() -> int:
     say(f"starting: {' '.join(server.command)}\n")
     try:
         server.start(lambda seconds: say(f"\rwaiting for the server: {seconds:.0f} s "))
+        say("\n")
         outcomes = solve(server.url, problems, args.kv_budget)
         broken = [line for o in outcomes for line in o.broken_bounds(args.kv_budget)]
         together = max(map(int, re.findall(r"#running-req: (\d+)", server.log())), default=0)

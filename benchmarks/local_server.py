@@ -14,7 +14,11 @@ from types import TracebackType
 import requests
 
 REASONER = Path(__file__).parent / "reasoner" / "model"
-CPU_FLAGS = ("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16")
+# SGLang's default grammar backend pins memory, which ends its scheduler where there is no GPU.
+CPU_FLAGS = (
+    *("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16"),
+    *("--grammar-backend", "outlines"),
+)
 
 
 class LocalServer:

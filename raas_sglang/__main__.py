@@ -9,7 +9,7 @@ import warnings
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import cpu_environment
 
-_CPU_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "PYTHONPATH", "TRITON_INTERPRET")
+_CPU_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "PYTHONPATH", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def check() -> int:
         print(f"{name:<{width}}  {status:<5}  {text}")
     broken = sum(status != "ok" for _, status, _ in rows)
     if broken:
-        print(f"{broken} of {len(rows)} are not as tested with sglang=={SUPPORTED_SGLANG}: ", end="")
+        print(f"{broken} of {len(rows)} are not as tested with sglang=={SUPPORTED_SGLANG}:")
         print("--kv-policy will refuse to start")
         return 1
     print(f"all {len(rows)} are as tested: --kv-policy can start")

@@ -44,9 +44,9 @@ def server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def plain_server() -> Iterator[LocalServer]:
-    """SGLang without the plugin: what greedy output must be identical to."""
-    with start_server("--max-total-tokens", "20000", SGLANG_PLUGINS="none") as running:
-        assert "Loaded plugin raas" not in running.log()
+    """SGLang without RaaS: what greedy output must be identical to."""
+    with start_server("--max-total-tokens", "20000", SGLANG_PLUGINS="qwen2_head_dim") as running:
+        assert "Loaded plugin raas from" not in running.log()
         yield running
 
 

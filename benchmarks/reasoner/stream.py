@@ -173,7 +173,7 @@ def _layout(
     tokens = np.concatenate([*parts, chain, answer], axis=1).astype(np.int16)
 
     classes = np.zeros(tokens.shape, np.uint8)
-    wanted = _LINE_CLASSES * num_lines + [NEXT, SYNTAX, LOOKUP, SYNTAX]
+    wanted = [*_LINE_CLASSES * num_lines, NEXT, SYNTAX, LOOKUP, SYNTAX]
     classes[:, prompt_length:] = wanted
     return tokens, classes
 

@@ -16,7 +16,8 @@ def cpu_environment(page_size: int = 1) -> dict[str, str]:
     """Returns the environment in which `python -m sglang.launch_server --device cpu` works.
 
     Args:
-        page_size: SGLang's page size; above 1 its allocator is Triton, which is then interpreted.
+        page_size: SGLang's page size; above 1 its allocator is Triton, which is then interpreted,
+            and so are this project's kernels.
 
     Raises:
         RuntimeError: the machine has an NVIDIA driver, where the stand-in must not be used.
@@ -27,6 +28,8 @@ def cpu_environment(page_size: int = 1) -> dict[str, str]:
             "start SGLang as usual"
         )
     environment = {**os.environ, "SGLANG_USE_CPU_ENGINE": "1"}
+    # Threads of several processes that spin for each other on a few cores cost a factor of 20.
+    environment.setdefault("OMP_NUM_THREADS", "1")
     paths = [str(_STAND_IN), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if page_size > 1:

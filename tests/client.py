@@ -1,0 +1,65 @@
+"""What the tests ask a server."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+from reasoner.problem import Problem, grade, make_problem
+
+TIMEOUT_S = 600
+
+
+def problem(lines: int, seed: int = 3, inputs: int | None = None) -> Problem:
+    """A held-out problem; equal seeds share the program and so a long prefix of the prompt."""
+    return make_problem("milestone", lines, seed, seed if inputs is None else inputs)
+
+
+def post(server, route: str, body) -> requests.Response:
+    return requests.post(server.url + route, json=body, timeout=TIMEOUT_S)
+
+
+def generate(server, prompt, policy=None, budget=None, tokens=64, **extra) -> dict:
+    """One greedy completion. ``prompt`` is a text or a list of token ids; must succeed."""
+    response = post(server, "/generate", request(prompt, policy, budget, tokens, **extra))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def request(prompt, policy=None, budget=None, tokens=64, **extra) -> dict:
+    custom = {"kv_policy": policy, "kv_budget": budget}
+    chosen = {key: value for key, value in custom.items() if value is not None}
+    params = {"temperature": 0, "max_new_tokens": tokens, **extra.pop("sampling_params", {})}
+    if chosen:
+        params["custom_params"] = chosen
+    name = "text" if isinstance(prompt, str) else "input_ids"
+    return {name: prompt, "sampling_params": params, **extra}
+
+
+def together(calls) -> list:
+    """Runs calls at the same time and returns their results in order."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def token_ids(server, text: str) -> list[int]:
+    """The prompt's tokens, as the server's tokenizer sees them."""
+    response = post(server, "/tokenize", {"prompt": text, "add_special_tokens": False})
+    assert response.status_code == 200, response.text
+    return response.json()["tokens"]
+
+
+def assert_chain_right(asked: Problem, answer: dict) -> None:
+    verdict = grade(asked, answer["text"])
+    assert verdict.chain_right, (verdict, answer["meta_info"])
+
+
+def assert_report(answer: dict, policy: str, budget: int | None) -> None:
+    """What every response must say, and `budget_bound`."""
+    info = answer["meta_info"]
+    assert info["kv_policy"] == policy
+    assert info["kv_budget"] == budget
+    assert info["evicted_tokens"] == info["logical_tokens"] - info["resident_tokens"]
+    assert info["logical_tokens"] >= info["prompt_tokens"] + info["completion_tokens"] - 1
+    if budget is not None:
+        assert info["resident_tokens"] <= info["prompt_tokens"] + budget, "budget_bound"
+    else:
+        assert info["evicted_tokens"] == 0

@@ -1,0 +1,53 @@
+"""`dense_identity` and `batch_invariance` on the CPU: RaaS that need not evict changes nothing."""
+
+import pytest
+from client import assert_chain_right, assert_report, generate, problem, together
+
+LINES = 18  # 238 generated tokens
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "tokens"),
+    [
+        ("dense", None, 260),
+        ("raas", 512, 260),  # the whole output fits, so nothing is tracked
+        ("raas", 512, 600),  # tracked, stamped, stored by the eviction path, ends before L
+        ("h2o", 512, 600),
+        ("window", 512, 600),
+    ],
+)
+def test_dense_identity(server, plain_server, policy, budget, tokens):
+    asked = problem(LINES)
+    options = {"tokens": tokens, "return_logprob": True}
+    plain = generate(plain_server, asked.prompt, **options)
+    ours = generate(server, asked.prompt, policy, budget, **options)
+    assert ours["output_ids"] == plain["output_ids"]
+    log_probabilities = [info["meta_info"]["output_token_logprobs"] for info in (ours, plain)]
+    assert log_probabilities[0] == log_probabilities[1], "bit for bit"
+    assert_report(ours, policy, budget)
+    assert_chain_right(asked, ours)
+    assert "kv_policy" not in plain["meta_info"]
+
+
+def test_radix_cache_and_overlap_are_on(server):
+    import requests
+
+    info = requests.get(server.url + "/server_info", timeout=60).json()
+    assert not info["disable_radix_cache"]
+    assert not info["disable_overlap_schedule"]
+
+
+def test_batch_invariance(server):
+    """A request's evictions do not depend on its neighbours, nor theirs on it."""
+    asked = [problem(LINES, inputs=index) for index in range(4)]
+    choices = [("raas", 64), ("dense", None), ("window", 48), ("random", 128)]
+
+    def run(index):
+        return generate(server, asked[index].prompt, *choices[index], tokens=260)
+
+    alone = [run(index) for index in range(4)]
+    beside = together([lambda index=index: run(index) for index in range(4)] * 4)
+    for index, answer in enumerate(beside):
+        assert answer["text"] == alone[index % 4]["text"], choices[index % 4]
+        assert_report(answer, *choices[index % 4])
+    assert_chain_right(asked[1], alone[1])
