@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
+
 from reasoner.problem import Problem, grade, make_problem
 
 TIMEOUT_S = 600

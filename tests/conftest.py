@@ -17,7 +17,8 @@ STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
 }
-FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup"]
+# An idle scheduler spins, and several of them share two cores here.
+FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
 
 
 def pytest_configure() -> None:

@@ -1,7 +1,8 @@
 """`budget_bound` and `tree_purity`, where they are easiest to get wrong: around L and P."""
 
 import pytest
-from client import assert_report, generate, problem, token_ids, together
+
+from client import assert_report, generate, problem, together, token_ids
 
 PAGE = 16
 FOREVER = {"sampling_params": {"ignore_eos": True}}

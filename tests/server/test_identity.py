@@ -1,6 +1,7 @@
 """`dense_identity` and `batch_invariance` on the CPU: RaaS that need not evict changes nothing."""
 
 import pytest
+
 from client import assert_chain_right, assert_report, generate, problem, together
 
 LINES = 18  # 238 generated tokens

@@ -1,0 +1,42 @@
+"""Page size 16 and the Triton kernels, interpreted, against page size 1 and the torch ops."""
+
+import pytest
+
+from client import assert_report, generate, problem, together, token_ids
+
+LONG = {"sampling_params": {"ignore_eos": True}}
+
+
+def test_the_kernels_run(paged_server):
+    assert paged_server.environment["TRITON_INTERPRET"] == "1"
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_budgets_hold_at_odd_prompt_lengths(paged_server, length):
+    ids = token_ids(paged_server, problem(8).prompt)[:length]
+    answer = generate(paged_server, ids, "raas", 16, 35, **LONG)
+    assert_report(answer, "raas", 16)
+    assert answer["meta_info"]["resident_tokens"] == length + 16
+
+
+def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
+    asked = problem(6)
+    policies = ("raas", "window", "random", "dense")
+    calls = [
+        lambda policy=policy: generate(paged_server, asked.prompt, policy, 32, 90)
+        for policy in policies
+    ]
+    for policy, answer in zip(policies, together(calls), strict=True):
+        torch_answer = generate(server, asked.prompt, policy, 32, 90)
+        assert answer["output_ids"] == torch_answer["output_ids"], policy
+        assert_report(answer, policy, None if policy == "dense" else 32)
+
+
+@pytest.mark.parametrize("past", [0, 1])
+def test_tree_purity_with_pages(paged_server, past):
+    budget, ids = 32, [*token_ids(paged_server, problem(7).prompt)[:40], 30 + past]
+    answer = generate(paged_server, ids, "raas", budget, budget + past, **LONG)
+    again = [*ids, *answer["output_ids"], 5]
+    cached = generate(paged_server, again, "dense", tokens=1)["meta_info"]["cached_tokens"]
+    kept = len(ids) + budget if past == 0 else len(ids)
+    assert cached == kept // 16 * 16, "whole pages of what was never overwritten"

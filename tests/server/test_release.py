@@ -1,0 +1,77 @@
+"""`conservation`: however a request ends, the pool is whole afterwards."""
+
+import threading
+import time
+
+import pytest
+import requests
+
+from client import TIMEOUT_S, generate, post, problem, request, together
+
+LONG = {"sampling_params": {"ignore_eos": True}}
+
+
+def free_tokens(server) -> int:
+    """Empties the radix tree, which needs an idle server, and reads the pool."""
+    for _ in range(60):
+        if requests.post(server.url + "/flush_cache", timeout=TIMEOUT_S).status_code == 200:
+            break
+        time.sleep(0.5)
+    else:
+        raise AssertionError("the server did not become idle")
+    load = requests.get(server.url + "/v1/loads?include=all", timeout=TIMEOUT_S).json()
+    return sum(rank["num_used_tokens"] for rank in load["loads"])
+
+
+def used_after(server, action) -> int:
+    action()
+    return free_tokens(server)
+
+
+@pytest.mark.parametrize("budget", [16, 64])
+def test_finished_requests_give_everything_back(server, budget):
+    calls = [
+        lambda index=index: generate(
+            server, problem(6, seed=index).prompt, "raas", budget, 150, **LONG
+        )
+        for index in range(6)
+    ]
+    assert used_after(server, lambda: together(calls)) == 0
+
+
+def test_aborted_requests_give_everything_back(server):
+    def run():
+        body = request(problem(6, seed=40).prompt, "raas", 16, 12000, rid="to-abort", **LONG)
+        answers = []
+        thread = threading.Thread(
+            target=lambda: answers.append(post(server, "/generate", body).json())
+        )
+        thread.start()
+        time.sleep(3)
+        assert post(server, "/abort_request", {"rid": "to-abort"}).status_code == 200
+        thread.join(60)
+        (answer,) = answers
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+        assert answer["meta_info"]["completion_tokens"] > 32, "it was saturated when it ended"
+
+    assert used_after(server, run) == 0
+
+
+def test_clients_that_disconnect_give_everything_back(server):
+    def leave(index):
+        body = request(problem(6, seed=index).prompt, "raas", 32, 12000, stream=True, **LONG)
+        with requests.post(
+            server.url + "/generate", json=body, stream=True, timeout=TIMEOUT_S
+        ) as lines:
+            for count, _ in enumerate(lines.iter_lines()):
+                if count > 60 + 20 * index:
+                    return
+
+    calls = [lambda index=index: leave(index) for index in range(5)]
+    assert used_after(server, lambda: together(calls)) == 0
+
+
+def test_the_server_is_still_right_afterwards(server):
+    asked = problem(18)
+    answer = generate(server, asked.prompt, "raas", 256, 300)
+    assert answer["text"] == " " + asked.chain
