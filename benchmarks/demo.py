@@ -106,8 +106,13 @@ def main() -> int:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=__doc__)
     parser.add_argument("--problems", type=int, default=8, help="requests, at least 2 (default 8)")
-    parser.add_argument("--kv-budget", type=int, default=256, help="L in tokens (default 256)")
-    parser.add_argument("--lines", type=int, default=60, help="program lines (default 60)")
+    parser.add_argument("--kv-budget", type=int, default=512, help="L in tokens (default 512)")
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=92,
+        help="program lines, 13 tokens each in the chain (default 92)",
+    )
     parser.add_argument("--regime", choices=REGIMES, default="milestone")
     parser.add_argument("--seed", type=int, default=1, help="seed of the shared program")
     args = parser.parse_args()

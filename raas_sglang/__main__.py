@@ -39,7 +39,7 @@ def print_cpu_environment(page_size: int) -> int:
 def check() -> int:
     """Prints one row for each seam; returns 0 if all are as tested, 1 if not."""
     warnings.simplefilter("ignore")  # SGLang's imports warn about kernels that are not asked for
-    from raas_patches.installation import verify
+    from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, verify
     from raas_patches.seam import version_problem
 
     rows = [("raas-sglang", "ok", f"version {__version__}")]
@@ -47,7 +47,7 @@ def check() -> int:
     found = importlib.metadata.version("sglang")
     rows.append(("sglang", "WRONG" if wrong else "ok", wrong or f"version {found}"))
     rows.append(_entry_point())
-    for verdict in verify():
+    for verdict in verify(ALWAYS + WITH_POLICY + ELSEWHERE):
         status = "WRONG" if verdict.problem else "ok"
         rows.append((verdict.seam.name, status, verdict.problem or verdict.seam.why))
     width = max(len(name) for name, _, _ in rows)

@@ -34,6 +34,7 @@ from raas_kernels import torch_ops
 from raas_patches.active import attach_config
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
+from scheduler_loop import MUTE, SILENT, SchedulerLoop
 
 EOS, CONTEXT = 1, 512
 
@@ -52,38 +53,6 @@ class Settings(NamedTuple):
     triton: bool = False  # our kernels, interpreted: slow, and with tests of their own
 
 
-class _Silent:
-    """Stands for metrics, streams and channels: takes any call, says nothing, is empty."""
-
-    num_generated_tokens = forward_ct_decode = 0
-
-    def __getattr__(self, name: str) -> "_Silent":
-        return self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-    def __len__(self) -> int:
-        return 0
-
-
-class _Loop(scheduler.Scheduler):
-    """SGLang's scheduler with the parts that a simulation gives it; every other feature is off."""
-
-    def __init__(self, **parts: Any) -> None:
-        vars(self).update(parts)
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-_SILENT = _Silent()
-_MUTE = (
-    *("ipc_channels", "metrics_reporter", "output_streamer", "load_inquirer"),
-    *("kv_events_publisher", "publish_load_snapshot", "_record_step_counters"),
-    *("grammar_manager", "dllm_manager", "tp_worker"),
-)
 _LAYER = SimpleNamespace(
     layer_id=0, tp_q_head_num=HEADS * GROUP, tp_k_head_num=HEADS, scaling=0.25, k_scale=None
 )
@@ -118,7 +87,7 @@ class Simulation:
             self.allocator = PagedTokenToKVPoolAllocator(slots, page_size, *end)
         cache = RadixCache if self.settings.radix else ChunkCache
         self.tree = cache(CacheInitParams(False, self.rows, self.allocator, page_size))
-        loop = _Loop(
+        loop = SchedulerLoop(
             server_args=self.server_args,
             req_to_token_pool=self.rows,
             token_to_kv_pool_allocator=self.allocator,
@@ -141,7 +110,7 @@ class Simulation:
             dp_attn_adapter=SimpleNamespace(maybe_prepare_mlp_sync_batch=_first),
             ngram_embedding_manager=SimpleNamespace(prepare_for_forward=_first),
             result_queue=deque(),
-            **dict.fromkeys(_MUTE, _SILENT),
+            **dict.fromkeys(MUTE, SILENT),
         )
         loop.init_running_status()
         loop.init_schedule_policy()
@@ -182,10 +151,10 @@ class Simulation:
         """A request arrives; its model ends the text with ``stop_at`` generated tokens.
 
         Its prompt begins with ``shared`` tokens of its family's text, or of the text of the request
-        that it ``follows``, generated tokens included; ``private`` ones of its own come after.
+        that it ``follows``, generated tokens included; ``private`` more come after.
         """
         head = self.texts.get(follows) or [2 + (i * 7 + family) % 40 for i in range(99)]
-        prompt = head[:shared] + [2 + (i * number) % 40 for i in range(1, private + 1)]
+        prompt = head[:shared] + [2 + (i * private) % 40 for i in range(private)]
         choice = {"kv_policy": policy, "kv_budget": budget}
         params = SamplingParams(max_new_tokens=max_new, custom_params=choice)
         params.normalize(None)

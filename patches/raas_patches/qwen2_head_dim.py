@@ -3,9 +3,8 @@
 Why: on the CPU SGLang 0.5.17 notes the number of heads before padding on every configuration, and
 its Qwen2 then takes ``hidden_size // heads`` for the head size, whatever ``head_dim`` says; the
 bundled reasoner (8 heads of 64, hidden size 256) cannot be served so. How: the note is taken back
-where nothing was padded. Not a part of RaaS: a plugin of its own, so that SGLang without RaaS serves
-the same model (``SGLANG_PLUGINS=qwen2_head_dim``). Remove when: SGLang's Qwen2 reads ``head_dim``
-first.
+where nothing was padded. It is a plugin of its own, so that SGLang without RaaS serves the same
+model (``SGLANG_PLUGINS=qwen2_head_dim``). Remove when: SGLang's Qwen2 reads ``head_dim`` first.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """Random operations on everything that owns memory, checked against a model after each of them.
 
-`python tests/test_memory_model.py --operations 1000000 --seed 7` runs a long campaign. A failure is
-shrunk to a short list of operations, printed as code that replays it.
+A failure is shrunk to a short list of operations, printed as code that replays it. A long campaign:
+
+    PYTHONPATH=tests python tests/memory/test_memory_model.py --operations 1000000 --seed 7
 """
 
 import argparse
@@ -63,6 +64,7 @@ class Generator:
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, random.Random(seed)
         self.arrived = 0
+        self.last_prompt = {"family": 0, "shared": 20, "private": 1, "follows": -1}
 
     def settings(self) -> Settings:
         draw = self.random
@@ -91,6 +93,18 @@ class Generator:
             return name, {"tokens": draw.randrange(60)}
         return name, {} if name in ("pause", "flush") else {"number": draw.choice(live)}
 
+    def prompt(self) -> dict[str, int]:
+        """A prompt, often the last one again: then the tree knows what comes after it."""
+        draw = self.random
+        if draw.random() < 0.7:
+            self.last_prompt = {
+                "family": draw.randrange(3),
+                "shared": draw.choice((0, 16, 32, draw.randrange(48), draw.randrange(90))),
+                "private": draw.choice((1, 3, 16, draw.randrange(1, 30))),
+                "follows": self.arrived - draw.randrange(1, 5) if draw.random() < 0.4 else -1,
+            }
+        return self.last_prompt
+
     def arrival(self) -> dict[str, Any]:
         """A request, often one that stops where its budget is just full or just overwritten."""
         draw, self.arrived = self.random, self.arrived + 1
@@ -105,10 +119,7 @@ class Generator:
             "budget": budget,
             "max_new": draw.choice(limits),
             "stop_at": stop_at,
-            "family": draw.randrange(3),
-            "shared": draw.choice((0, 16, 32, draw.randrange(48), draw.randrange(90))),
-            "private": draw.randrange(1, 30),
-            "follows": self.arrived - draw.randrange(1, 5) if draw.random() < 0.4 else -1,
+            **self.prompt(),
             "priority": draw.randrange(3),
         }
 
