@@ -93,13 +93,3 @@ class EvictionState:
         full = (tables.prompt_lens + tables.budgets)[req_pool_indices].to(seq_lens.dtype)
         dense = tables.policies[req_pool_indices] == int(Policy.DENSE)
         return torch.where(dense, seq_lens, torch.minimum(seq_lens, full))
-
-
-def state_bytes(
-    config: RaasConfig, num_layers: int, num_heads: int, head_dim: int, dtype: torch.dtype
-) -> int:
-    """Device memory of the eviction state for one request slot, in bytes."""
-    pages = config.max_budget // config.kv_eviction_page_size
-    bounds = 2 * head_dim * dtype.itemsize if config.kv_score == "bound" else 0
-    per_page = 3 * 4 + bounds
-    return num_layers * num_heads * (pages * per_page + 4) + 4 * len(RequestTables._fields)

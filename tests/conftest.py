@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 import raas_sglang.cpu
+from client import STRICT
 from local_server import CPU_FLAGS, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
 
-# SGLang's own checks: every slot accounted for after each step and when idle, no page free twice.
-STRICT = {
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
-    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-}
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
 

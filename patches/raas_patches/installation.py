@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 ALWAYS = ("server_args", "tokenizer_manager", "scheduler")
 # Only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
+    "engine",
     "openai_serving",
     "schedule_batch",
     "allocation",

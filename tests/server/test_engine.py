@@ -1,0 +1,35 @@
+"""`sgl.Engine`: the flags as keyword arguments, the choice of each request, the 400 as an error."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from client import STRICT, assert_report, problem
+from raas_sglang.cpu import cpu_environment
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_engine():
+    environment = {**cpu_environment(), **STRICT}
+    paths = [str(TESTS), str(TESTS.parent / "benchmarks"), environment["PYTHONPATH"]]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "engine_program.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    expected = [("raas", 64), ("dense", None), ("raas", 256), ("window", 64)]
+    for answer, (policy, budget) in zip(result["answers"], expected, strict=True):
+        assert_report(answer, policy, budget)
+    right = " " + problem(18).chain
+    assert result["answers"][1]["text"] == result["answers"][2]["text"] == right
+    assert "kv_budget must be a multiple of the page size (16), got 100" in result["refusal"]
+    assert result["after"] == right, "a refused request disturbs nobody"
