@@ -44,14 +44,10 @@ def parse_options(
     Raises:
         ValueError: anything is wrong with it; the text is meant for the client.
     """
-    asked = _asked(custom_params)
     if config is None:
-        if asked:
-            raise ValueError(
-                f"custom_params {sorted(asked)} must be sent to a server started with --kv-policy, "
-                "got one without; restart it with --kv-policy dense or --kv-policy raas"
-            )
+        _refuse_without_config(custom_params)
         return None
+    asked = _asked(custom_params)
     policy = asked.get(POLICY_KEY, config.kv_policy)
     if not isinstance(policy, str) or policy not in POLICY_NAMES:
         raise ValueError(f"kv_policy must be one of {', '.join(POLICY_NAMES)}, got {policy!r}")
@@ -60,6 +56,17 @@ def parse_options(
     kind = Policy[policy.upper()]
     limit = context_len if max_new_tokens is None else max_new_tokens
     return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit)
+
+
+def _refuse_without_config(custom_params: Any) -> None:
+    if not isinstance(custom_params, dict):
+        return
+    asked = sorted({POLICY_KEY, BUDGET_KEY} & set(custom_params))
+    if asked:
+        raise ValueError(
+            f"custom_params {asked} must be sent to a server started with --kv-policy, "
+            "got one without; restart it with --kv-policy dense or --kv-policy raas"
+        )
 
 
 def _asked(custom_params: Any) -> dict[str, Any]:

@@ -46,11 +46,19 @@ def seams(modules: tuple[str, ...]) -> list[Seam]:
 def install_always() -> None:
     """Registers the hooks that every process has; `load_plugins` applies them afterwards.
 
-    A seam that is not as tested is left alone: then `require_seams` refuses a policy.
+    A seam that is not as tested is left alone, so that SGLang without a policy runs as ever; with
+    one, `require_seams` refuses, or the flag does not exist.
     """
-    for seam in seams(ALWAYS):
-        if seam.problem() is None and version_problem() is None:
-            seam.install()
+    wrong_version = version_problem()
+    if wrong_version:
+        logger.warning("--kv-policy is not available: %s", wrong_version)
+        return
+    for verdict in verify(ALWAYS):
+        if verdict.problem:
+            name = verdict.seam.name
+            logger.warning("--kv-policy will be refused: %s is %s", name, verdict.problem)
+        else:
+            verdict.seam.install()
 
 
 def verify(modules: tuple[str, ...] = ALWAYS + WITH_POLICY) -> list[Verdict]:

@@ -60,6 +60,8 @@ def test_bad_parameters_say_what_must_hold(custom_params, text):
 
 def test_without_the_plugin_asking_is_refused_and_silence_is_not():
     assert parse(None, config=None) is None
+    assert parse({"kv_of_another_plugin": 1}, config=None) is None
+    assert parse([1], config=None) is None
     with pytest.raises(ValueError, match="must be sent to a server started with --kv-policy"):
         parse({"kv_policy": "raas"}, config=None)
 
