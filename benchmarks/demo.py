@@ -21,8 +21,8 @@ from local_server import CPU_FLAGS, LocalServer
 from raas_sglang.cpu import cpu_environment
 from reasoner.problem import REGIMES, Problem, grade, make_problem
 
-HEADER = ("problem", "policy", "budget", "answer", "prompt", "cached", "logical", "resident")
-COLUMNS = (*HEADER, "evicted", "time")
+TOKEN_COUNTS = ("prompt", "cached", "logical", "resident", "evicted")
+COLUMNS = ("problem", "policy", "budget", "answer", *TOKEN_COUNTS, "time")
 
 
 @dataclass
@@ -172,7 +172,7 @@ def print_table(outcomes: list[Outcome], budget: int) -> None:
                 o.policy,
                 str(budget) if o.policy == "raas" else "-",
                 "right" if o.is_right else "wrong",
-                *(str(info[f"{name}_tokens"]) for name in COLUMNS[4:9]),
+                *(str(info[f"{name}_tokens"]) for name in TOKEN_COUNTS),
                 f"{o.seconds:.1f} s",
             )
         )
