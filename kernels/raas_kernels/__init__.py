@@ -1,5 +1,19 @@
 """Device code of RaaS and its plain-torch counterpart; imports torch and Triton, never SGLang."""
 
-from raas_kernels.layout import DecodeBatch, EvictionBuffers, Policy, RequestTables
+from raas_kernels.layout import (
+    DecodeBatch,
+    EvictionBuffers,
+    Policy,
+    RequestTables,
+    StepBuffers,
+    StepOptions,
+)
 
-__all__ = ["DecodeBatch", "EvictionBuffers", "Policy", "RequestTables"]
+__all__ = [
+    "DecodeBatch",
+    "EvictionBuffers",
+    "Policy",
+    "RequestTables",
+    "StepBuffers",
+    "StepOptions",
+]

@@ -1,8 +1,8 @@
 """The tensors that every op shares.
 
-Letters in shapes: ``B`` rows of a decode batch, ``R`` request slots of SGLang's `ReqToTokenPool`
-(row 0 is its padding row), ``Hq`` query heads, ``H`` KV heads, ``D`` head size, ``S`` KV slots,
-``N`` eviction pages of the largest budget, ``C`` columns of `req_to_token`.
+Letters in shapes: ``B`` rows of a decode batch, ``M`` rows of the largest one, ``R`` request slots
+of SGLang's `ReqToTokenPool` (row 0 is its padding row), ``Y`` layers, ``Hq`` query heads, ``H`` KV
+heads, ``D`` head size, ``S`` KV slots, ``N`` eviction pages of the largest budget.
 """
 
 from enum import IntEnum
@@ -22,13 +22,15 @@ class Policy(IntEnum):
 
 
 class RequestTables(NamedTuple):
-    """What each request slot was admitted with; constant while the request runs.
+    """What requests were admitted with; constant while a request runs.
+
+    One entry for each request slot [R] where the server keeps it, or for each row [B] of a batch.
 
     Attributes:
-        policies: [R] int32. A `Policy`; 0 (dense) for free slots and for the padding row.
-        prompt_lens: [R] int32. P, tokens before the first generated one.
-        budgets: [R] int32. L, a multiple of the eviction page size.
-        stamp_pages: [R] int32. Pages that the top-r rule stamps at each step.
+        policies: int32. A `Policy`; 0 (dense) for free slots and for the padding row.
+        prompt_lens: int32. P, tokens before the first generated one.
+        budgets: int32. L, a multiple of the eviction page size.
+        stamp_pages: int32. Pages that the top-r rule stamps at each step.
     """
 
     policies: torch.Tensor
@@ -38,16 +40,16 @@ class RequestTables(NamedTuple):
 
 
 class EvictionBuffers(NamedTuple):
-    """Eviction state of one layer.
+    """Eviction state, of all layers or of one (then without the dimension Y).
 
     Attributes:
-        stamps: [R, H, N] int32. Timestamp: last step at which the page was important.
-        births: [R, H, N] int32. Step at which the page's first token was written; unique.
-        mass: [R, H, N] float32. Attention probability that the page has gathered (H2O).
-        current: [R, H] int32. The page being filled.
-        key_min: [R, H, N, D], dtype of the KV cache. Per-channel minimum of the page's keys;
-            unused, and N may be 0, without `StepOptions.bound_scores`.
-        key_max: [R, H, N, D], dtype of the KV cache. Per-channel maximum.
+        stamps: [Y, R, H, N] int32. Timestamp: last step at which the page was important.
+        births: [Y, R, H, N] int32. Step at which the page's first token was written; unique.
+        mass: [Y, R, H, N] float32. Attention probability that the page has gathered (H2O).
+        current: [Y, R, H] int32. The page being filled.
+        key_min: [Y, R, H, N, D], dtype of the KV cache. Per-channel minimum of the page's keys;
+            unused, and N is 0, without `StepOptions.bound_scores`.
+        key_max: [Y, R, H, N, D], dtype of the KV cache. Per-channel maximum.
     """
 
     stamps: torch.Tensor
@@ -57,21 +59,54 @@ class EvictionBuffers(NamedTuple):
     key_min: torch.Tensor
     key_max: torch.Tensor
 
+    def layer(self, index: int) -> "EvictionBuffers":
+        """Views of one layer, counted from this rank's first."""
+        return EvictionBuffers(*(tensor[index] for tensor in self))
+
+
+class StepBuffers(NamedTuple):
+    """What one decode step leaves behind for its end, where all layers are stamped at once.
+
+    Attributes:
+        queries: [Y, M, Hq, D], dtype of the queries. Queries of the step, for `score_pages`;
+            unused, and M is 0, without `StepOptions.bound_scores`.
+        page_scores: [Y, M, H, N] float32. Score of each page: its bound, or the largest attention
+            probability of one of its tokens.
+        page_mass: [Y, M, H, N] float32. Sum of the probabilities of the page's tokens, the mean
+            over the KV head's queries; unused, and M is 0, with `StepOptions.bound_scores`.
+    """
+
+    queries: torch.Tensor
+    page_scores: torch.Tensor
+    page_mass: torch.Tensor
+
+    def layer(self, index: int) -> "StepBuffers":
+        """Views of one layer, counted from this rank's first."""
+        return StepBuffers(*(tensor[index] for tensor in self))
+
 
 class DecodeBatch(NamedTuple):
     """Where the rows of one decode step live.
 
+    Everything is the step's own copy: a replayed CUDA graph may run after the scheduler has given a
+    request's slot to another one.
+
     Attributes:
         req_pool_indices: [B] int64 or int32. Request slot of each row.
-        seq_lens: [B] int64 or int32. Logical length, the token of this step included.
+        positions: [B] int64 or int32. Position of this step's token, the logical length less one.
         out_cache_loc: [B] int64 or int32. Slot that SGLang allocated; 0 where it allocated none.
-        req_to_token: [R, C] int32. Slots of each request, prompt first.
+        kv_indptr: [B] or longer, int64 or int32. Where each row begins in ``kv_indices``.
+        kv_indices: [*] int32. Resident slots of each row, prompt first, one for each token:
+            FlashInfer's page table with page size 1.
+        requests: Tables of the rows, [B].
     """
 
     req_pool_indices: torch.Tensor
-    seq_lens: torch.Tensor
+    positions: torch.Tensor
     out_cache_loc: torch.Tensor
-    req_to_token: torch.Tensor
+    kv_indptr: torch.Tensor
+    kv_indices: torch.Tensor
+    requests: RequestTables
 
 
 class StepOptions(NamedTuple):
@@ -79,13 +114,12 @@ class StepOptions(NamedTuple):
 
     Attributes:
         page_size: Tokens of one eviction page.
-        layer_id: Layer, mixed into the random policy's choice.
         head_offset: Index of this rank's first KV head, so that ranks agree with one GPU.
-        bound_scores: Whether RaaS pages are scored by their bounds before attention. If not,
-            `stamp_pages` is called after it with exact scores.
+        bound_scores: Whether RaaS pages are scored by their bounds; if not, by attention.
+        alpha: Threshold of the alpha rule; None for top-r.
     """
 
     page_size: int
-    layer_id: int
     head_offset: int
     bound_scores: bool
+    alpha: float | None

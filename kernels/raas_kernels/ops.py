@@ -9,7 +9,7 @@ from raas_kernels import torch_ops
 
 
 def implementation(device: torch.device | str) -> ModuleType:
-    """Returns the module that holds `store_decode` and `stamp_decode` for a device.
+    """Returns the module that holds `store_decode`, `score_pages` and `stamp_decode` for a device.
 
     Triton needs a GPU, or ``TRITON_INTERPRET=1`` set before the process started.
     """

@@ -1,20 +1,20 @@
-"""Exact page scores: what attention gave to each page of generated tokens in one decode step."""
+"""Exact page scores on the CPU: what attention gave to each page of generated tokens in a step."""
 
 import torch
 
-from raas_kernels.layout import DecodeBatch, EvictionBuffers, RequestTables, StepOptions
+from raas_kernels.layout import DecodeBatch, EvictionBuffers, Policy, StepBuffers, StepOptions
 
 
 def exact_scores(
     q: torch.Tensor,
     key_cache: torch.Tensor,
     scaling: float,
+    step: StepBuffers,
     batch: DecodeBatch,
-    tables: RequestTables,
     buffers: EvictionBuffers,
     options: StepOptions,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes each page's share of the softmax over all resident tokens.
+) -> None:
+    """Computes each page's share of the softmax over all resident tokens, for RaaS and H2O rows.
 
     In the page being filled only its own tokens count, not those that it has yet to overwrite.
     Plain torch with a loop over rows: for the CPU engine, where attention itself loops as well.
@@ -23,39 +23,36 @@ def exact_scores(
         q: [B, Hq, D] queries after RoPE.
         key_cache: [S, H, D] keys of the layer, this step's already stored.
         scaling: Factor on q·k before the softmax.
+        step: Buffers of the layer. ``page_scores`` gets the largest probability of a token of the
+            page, the maximum over the KV head's queries, and ``page_mass`` the sum of its tokens'
+            probabilities, the mean over them; zero for other rows and pages that hold nothing.
         batch: Rows of the step.
-        tables: What the requests were admitted with.
         buffers: Eviction state of the layer.
         options: Server-wide choices.
-
-    Returns:
-        Largest probability of a token of the page, the maximum over the KV head's queries, and
-        the sum of its tokens' probabilities, the mean over them; both [B, H, N] float32, zero for
-        dense rows and for pages that hold nothing.
     """
-    rows, heads = q.shape[0], key_cache.shape[1]
-    num_pages = buffers.stamps.shape[2]
-    largest = torch.zeros(rows, heads, num_pages, device=q.device)
-    total = torch.zeros_like(largest)
+    rows, heads, size = q.shape[0], key_cache.shape[1], options.page_size
+    step.page_scores[:rows] = 0.0
+    step.page_mass[:rows] = 0.0
     query = q.float().reshape(rows, heads, -1, q.shape[2])
-    for row, slot in enumerate(batch.req_pool_indices.tolist()):
-        if int(tables.policies[slot]) == 0:
+    policies, prompt_lens, budgets, _ = (column.tolist() for column in batch.requests)
+    for row, (slot, policy) in enumerate(
+        zip(batch.req_pool_indices.tolist(), policies, strict=True)
+    ):
+        if policy not in (Policy.RAAS, Policy.H2O):
             continue
-        prompt_len, budget = int(tables.prompt_lens[slot]), int(tables.budgets[slot])
-        step = int(batch.seq_lens[row]) - 1 - prompt_len
-        held = min(step + 1, budget)
-        tokens = batch.req_to_token[slot, : prompt_len + held].long()
+        prompt_len, start = prompt_lens[row], int(batch.kv_indptr[row])
+        generated = int(batch.positions[row]) + 1 - prompt_len
+        held = min(generated, budgets[row])
+        tokens = batch.kv_indices[start : start + prompt_len + held].long()
         keys = key_cache[tokens].float().transpose(0, 1)
         weights = (query[row] @ keys.transpose(1, 2) * scaling).softmax(-1)[..., prompt_len:]
-        size = options.page_size
-        padded = torch.nn.functional.pad(weights, (0, -held % size))
-        padded = padded.reshape(*padded.shape[:2], -1, size)
-        own = _own_tokens(buffers.current[slot], step, padded.shape[2], size)
-        padded = padded * own[:, None]
-        pages = padded.shape[2]
-        largest[row, :, :pages] = padded.amax(3).amax(1)
-        total[row, :, :pages] = padded.sum(3).mean(1)
-    return largest, total
+        weights = torch.nn.functional.pad(weights, (0, -held % size))
+        weights = weights.reshape(*weights.shape[:2], -1, size)
+        pages = weights.shape[2]
+        own = _own_tokens(buffers.current[slot], generated - 1, pages, size)
+        weights = weights * own[:, None]
+        step.page_scores[row, :, :pages] = weights.amax(3).amax(1)
+        step.page_mass[row, :, :pages] = weights.sum(3).mean(1)
 
 
 def _own_tokens(current: torch.Tensor, step: int, pages: int, size: int) -> torch.Tensor:

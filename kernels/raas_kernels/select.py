@@ -47,20 +47,21 @@ def victim(policy, step, budget, layer_id, head, stamps, births, mass, pages, pr
 def top_pages(scores, candidate, count):
     """Marks the ``count`` candidates with the largest scores; ties go to the lower page.
 
-    Bisects the ordered bits of the scores instead of sorting: 32 passes over registers.
+    Finds a threshold bit by bit instead of sorting: 32 counts over registers, which stay cheap for
+    large budgets where comparing every two pages would not.
     """
-    bits = scores.to(tl.int32, bitcast=True)
-    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    order = tl.where(candidate, order, -2147483649)
-    low = tl.full((), -2147483648, tl.int64)
-    high = tl.full((), 2147483648, tl.int64)
-    # Largest threshold that at least `count` candidates reach, or the smallest value of all.
+    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.uint32, bitcast=True)  # -0.0 is no less
+    # Unsigned integers in the order of the floats; 0, below them all, for whom nobody may choose.
+    order = tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+    order = tl.where(candidate, order, 0)
+    # Largest threshold that `count` candidates reach; 0 if there are fewer, and then all are above.
+    threshold = tl.zeros((), tl.uint32)
+    bit = tl.full((), 0x80000000, tl.uint32)
     for _ in range(32):
-        middle = (low + high) >> 1
-        enough = tl.sum((order >= middle).to(tl.int32), axis=0) >= count
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-    above = candidate & (order > low)
-    equal = candidate & (order == low)
+        reached = tl.sum((order >= (threshold | bit)).to(tl.int32), axis=0)
+        threshold = tl.where(reached >= count, threshold | bit, threshold)
+        bit = bit >> 1
+    above = order > threshold
+    equal = candidate & (order == threshold)
     room = count - tl.sum(above.to(tl.int32), axis=0)
     return above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= room))

@@ -1,56 +1,55 @@
-"""Stamps from exact scores, after attention; also gathers attention mass for H2O.
+"""Stamps of a step from its page scores, for all layers in one launch; also the mass for H2O.
 
-One program per row and KV head; reads one row of scores and writes one row of timestamps.
+One warp per KV head, row and layer; it reads one row of scores and writes one row of timestamps.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import DecodeBatch, EvictionBuffers, RequestTables, StepOptions
+from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
 from raas_kernels.select import H2O, RAAS, top_pages
 
 
 def stamp_decode(
-    page_scores: torch.Tensor,
-    page_mass: torch.Tensor,
-    batch: DecodeBatch,
-    tables: RequestTables,
-    buffers: EvictionBuffers,
-    options: StepOptions,
-    alpha: float | None,
+    step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
 ) -> None:
     """Same contract as `torch_ops.stamp_decode`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: scores or mass are not contiguous float32 [B, H, N].
+        ValueError: scores or mass are not contiguous float32 [Y, M, H, N].
     """
-    rows, heads, num_pages = page_scores.shape
+    layers, slots, heads, num_pages = buffers.stamps.shape
+    rows, max_rows = batch.positions.shape[0], step.page_scores.shape[1]
     if rows == 0:
         return
-    for name, tensor in (("page_scores", page_scores), ("page_mass", page_mass)):
-        expected = (rows, heads, buffers.stamps.shape[2])
+    used = ("page_scores",) if options.bound_scores else ("page_scores", "page_mass")
+    for name in used:
+        tensor = getattr(step, name)
+        expected = (layers, max_rows, heads, num_pages)
         if tensor.shape != expected or tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise ValueError(
                 f"{name} must be contiguous float32 {expected}, got {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
+                f"{tuple(tensor.shape)} with strides {tensor.stride()}"
             )
-    _stamp_decode_kernel[(rows, heads)](
-        page_scores,
-        page_mass,
+    _stamp_decode_kernel[(heads, rows, layers)](
+        step.page_scores,
+        step.page_mass,
         batch.req_pool_indices,
-        batch.seq_lens,
-        *tables,
+        batch.positions,
+        *batch.requests,
         buffers.stamps,
         buffers.mass,
         buffers.current,
-        0.0 if alpha is None else alpha,
+        0.0 if options.alpha is None else options.alpha,
+        slots,
+        max_rows,
         num_pages,
         HEADS=heads,
         BLOCK_PAGES=triton.next_power_of_2(num_pages),
         PAGE_SIZE=options.page_size,
-        STAMP=not options.bound_scores,
-        ALPHA=alpha is not None,
+        BOUND_SCORES=options.bound_scores,
+        ALPHA=options.alpha is not None,
         num_warps=1,
     )
 
@@ -60,7 +59,7 @@ def _stamp_decode_kernel(
     page_scores_ptr,
     page_mass_ptr,
     req_pool_indices_ptr,
-    seq_lens_ptr,
+    positions_ptr,
     policies_ptr,
     prompt_lens_ptr,
     budgets_ptr,
@@ -69,34 +68,38 @@ def _stamp_decode_kernel(
     mass_ptr,
     current_ptr,
     alpha,
+    num_slots,
+    max_rows,
     num_pages,
     HEADS: tl.constexpr,
     BLOCK_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    STAMP: tl.constexpr,
+    BOUND_SCORES: tl.constexpr,
     ALPHA: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    head = tl.program_id(1)
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    layer = tl.program_id(2).to(tl.int64)
+    policy = tl.load(policies_ptr + row)
     slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
-    policy = tl.load(policies_ptr + slot)
     pages = tl.arange(0, BLOCK_PAGES)
-    inside = pages < num_pages
-    state = (slot * HEADS + head) * num_pages
-    here = (row.to(tl.int64) * HEADS + head) * num_pages
-    if policy == H2O:
-        gathered = tl.load(mass_ptr + state + pages, mask=inside, other=0.0)
-        gained = tl.load(page_mass_ptr + here + pages, mask=inside, other=0.0)
-        tl.store(mass_ptr + state + pages, gathered + gained, mask=inside)
-    if STAMP:
-        if policy == RAAS:
-            step = tl.load(seq_lens_ptr + row).to(tl.int32) - 1 - tl.load(prompt_lens_ptr + slot)
-            count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + slot) // PAGE_SIZE)
-            current = tl.load(current_ptr + slot * HEADS + head)
-            candidate = (pages < count) & (pages != current)
-            scores = tl.load(page_scores_ptr + here + pages, mask=inside, other=0.0)
-            if ALPHA:
-                chosen = candidate & (scores > alpha)
-            else:
-                chosen = top_pages(scores, candidate, tl.load(stamp_pages_ptr + slot))
-            tl.store(stamps_ptr + state + pages, step, mask=chosen | (pages == current))
+    owner = (layer * num_slots + slot) * HEADS + head
+    state = owner * num_pages
+    here = ((layer * max_rows + row) * HEADS + head) * num_pages
+    if not BOUND_SCORES:
+        if policy == H2O:
+            inside = pages < num_pages
+            gathered = tl.load(mass_ptr + state + pages, mask=inside, other=0.0)
+            gained = tl.load(page_mass_ptr + here + pages, mask=inside, other=0.0)
+            tl.store(mass_ptr + state + pages, gathered + gained, mask=inside)
+    if policy == RAAS:
+        step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+        count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
+        # The page being filled is stamped when its token is stored; it takes no other's place.
+        candidate = (pages < count) & (pages != tl.load(current_ptr + owner))
+        scores = tl.load(page_scores_ptr + here + pages, mask=pages < count, other=0.0)
+        if ALPHA:
+            chosen = candidate & (scores > alpha)
+        else:
+            chosen = top_pages(scores, candidate, tl.load(stamp_pages_ptr + row))
+        tl.store(stamps_ptr + state + pages, step, mask=chosen)

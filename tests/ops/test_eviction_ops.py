@@ -8,11 +8,19 @@ import pytest
 import torch
 
 from naive_policy import NaiveHead
-from raas_kernels import DecodeBatch, EvictionBuffers, Policy, RequestTables, torch_ops
-from raas_kernels.layout import StepOptions
+from raas_kernels import (
+    DecodeBatch,
+    EvictionBuffers,
+    Policy,
+    RequestTables,
+    StepBuffers,
+    StepOptions,
+    torch_ops,
+)
 from raas_kernels.ops import implementation
 
 PAGE = 16
+FIRST_LAYER, HEAD_OFFSET = 3, 1
 
 
 @dataclass
@@ -22,29 +30,21 @@ class Request:
     budget: int
 
 
-class Layer:
-    """One layer of a toy engine: a KV cache, requests in it, and their naive twins."""
+class Engine:
+    """A toy engine: a KV cache of a few layers, requests in it, and their naive twins."""
 
-    def __init__(self, requests, ops, heads=2, group=2, dim=16, ratio=0.5, device="cpu", **options):
-        self.requests, self.ops, self.heads, self.group, self.dim = requests, ops, heads, group, dim
-        self.device = device
-        self.options = StepOptions(PAGE, 3, 1, options.pop("bound_scores", True))
-        self.alpha = options.pop("alpha", None)
-        largest = max(r.budget for r in requests) // PAGE
-        slots = len(requests) + 1
-        shape = (slots, heads, largest)
-        # Poison: whatever is read before it was written shows.
-        self.buffers = EvictionBuffers(
-            torch.full(shape, -77, dtype=torch.int32, device=device),
-            torch.full(shape, -77, dtype=torch.int32, device=device),
-            torch.full(shape, float("nan"), device=device),
-            torch.full(shape[:2], -77, dtype=torch.int32, device=device),
-            torch.full((*shape, dim), float("nan"), device=device),
-            torch.full((*shape, dim), float("nan"), device=device),
+    def __init__(self, requests, ops, layers=1, heads=2, group=2, dim=16, device="cpu", **options):
+        self.requests, self.ops, self.device = requests, ops, device
+        self.layers, self.heads, self.group, self.dim = layers, heads, group, dim
+        ratio = 0.5
+        self.options = StepOptions(
+            PAGE, HEAD_OFFSET, options.get("bound_scores", True), options.get("alpha")
         )
+        self.slots = list(range(1, len(requests) + 1))
+        random.Random(7).shuffle(self.slots)
         self.tables = RequestTables(
             *(
-                torch.tensor([0, *values], dtype=torch.int32, device=device)
+                torch.tensor(values, dtype=torch.int32, device=device)
                 for values in (
                     [Policy[r.policy.upper()] for r in requests],
                     [r.prompt_len for r in requests],
@@ -53,123 +53,165 @@ class Layer:
                 )
             )
         )
+        self._poison()
         self._lay_out()
         self.naive = [
-            [NaiveHead(r.policy, r.budget, PAGE, ratio, (3, head + 1)) for head in range(heads)]
-            for r in requests
+            [
+                [
+                    NaiveHead(r.policy, r.budget, PAGE, ratio, (layer, head + HEAD_OFFSET))
+                    for head in range(heads)
+                ]
+                for r in requests
+            ]
+            for layer in range(FIRST_LAYER, FIRST_LAYER + layers)
         ]
 
+    def _poison(self):
+        """Buffers in which whatever is read before it was written shows."""
+        rows, pages = len(self.requests), max(r.budget for r in self.requests) // PAGE
+        shape = (self.layers, rows + 1, self.heads, pages)
+        integers = {"dtype": torch.int32, "device": self.device}
+
+        def nan(*size):
+            return torch.full(size, float("nan"), device=self.device)
+
+        self.buffers = EvictionBuffers(
+            torch.full(shape, -77, **integers),
+            torch.full(shape, -77, **integers),
+            nan(*shape),
+            torch.full(shape[:3], -77, **integers),
+            nan(*shape, self.dim),
+            nan(*shape, self.dim),
+        )
+        most = (self.layers, rows + 2)
+        self.step_buffers = StepBuffers(
+            nan(*most, self.heads * self.group, self.dim),
+            nan(*most, self.heads, pages),
+            nan(*most, self.heads, pages),
+        )
+
     def _lay_out(self):
-        width = max(r.prompt_len + r.budget for r in self.requests)
         total = 1 + sum(r.prompt_len + r.budget for r in self.requests)
         order = list(range(1, total))
         random.Random(5).shuffle(order)
-        self.rows = torch.zeros(len(self.requests) + 1, width, dtype=torch.int32)
-        for index, request in enumerate(self.requests, start=1):
+        self.kv_slots = []
+        for request in self.requests:
             count = request.prompt_len + request.budget
-            self.rows[index, :count] = torch.tensor(order[:count], dtype=torch.int32)
+            self.kv_slots.append(order[:count])
             order = order[count:]
-        self.rows = self.rows.to(self.device)
-        self.key_cache = torch.full((total, self.heads, self.dim), float("nan"), device=self.device)
+        shape = (self.layers, total, self.heads, self.dim)
+        self.key_cache = torch.full(shape, float("nan"), device=self.device)
         self.value_cache = self.key_cache.clone()
 
     def batch(self, step):
-        seq_lens, locations = [], []
-        for index, request in enumerate(self.requests, start=1):
-            seq_lens.append(request.prompt_len + step + 1)
-            grows = request.policy != "dense" and step < request.budget
-            location = self.rows[index, request.prompt_len + step] if grows else 0
-            locations.append(int(location))
+        positions, locations, indptr, indices = [], [], [0], []
+        for request, kv_slots in zip(self.requests, self.kv_slots, strict=True):
+            positions.append(request.prompt_len + step)
+            grows = step < request.budget
+            locations.append(kv_slots[request.prompt_len + step] if grows else 0)
+            indices += kv_slots[: request.prompt_len + min(step + 1, request.budget)]
+            indptr.append(len(indices))
+        columns = (self.slots, positions, locations, indptr)
         return DecodeBatch(
-            torch.arange(1, len(self.requests) + 1, device=self.device),
-            torch.tensor(seq_lens, device=self.device),
-            torch.tensor(locations, device=self.device),
-            self.rows,
+            *(torch.tensor(column, device=self.device) for column in columns),
+            torch.tensor(indices, dtype=torch.int32, device=self.device),
+            self.tables,
         )
 
     def step(self, step, generator):
-        """Runs one step through the op and through the naive heads, and compares the slots."""
+        """Runs one step through the ops and through the naive heads, and compares the slots."""
 
         def small(*shape):
             return torch.randint(-3, 4, shape, generator=generator).float()
 
-        rows = len(self.requests)
-        q, k = small(rows, self.heads * self.group, self.dim), small(rows, self.heads, self.dim)
-        v = torch.full_like(k, float(step))
-        batch = self.batch(step)
-        args = (t.to(self.device) for t in (q, k, v))
-        self.ops.store_decode(
-            *args, self.key_cache, self.value_cache, batch, self.tables, self.buffers, self.options
-        )
-        scores, mass = (
-            self.exact(generator, step) if not self.options.bound_scores else (None, None)
-        )
-        if scores is not None:
-            self.ops.stamp_decode(
-                scores.to(self.device), mass.to(self.device), batch, self.tables, self.buffers,
-                self.options, self.alpha,
+        rows, batch, given = len(self.requests), self.batch(step), []
+        for layer in range(self.layers):
+            q, k = small(rows, self.heads * self.group, self.dim), small(rows, self.heads, self.dim)
+            given.append((q, k))
+            args = (t.to(self.device) for t in (q, k, torch.full_like(k, float(step + layer))))
+            self.ops.store_decode(
+                *args, self.key_cache[layer], self.value_cache[layer],
+                self.step_buffers.queries[layer], batch, self.buffers.layer(layer),
+                FIRST_LAYER + layer, self.options,
             )  # fmt: skip
-        for row, request in enumerate(self.requests):
-            for head, naive in enumerate(self.naive[row]):
-                place = naive.store(step, k[row, head].tolist())
-                slot = int(self.rows[row + 1, request.prompt_len + place])
-                assert self.value_cache[slot, head].eq(step).all(), (step, request, head)
-                assert self.key_cache[slot, head].cpu().equal(k[row, head])
-                self.stamp(naive, step, row, head, q, scores, mass)
+        if self.options.bound_scores:
+            self.ops.score_pages(self.step_buffers, batch, self.buffers, self.options)
+        else:
+            self.attend(rows, generator)
+        self.ops.stamp_decode(self.step_buffers, batch, self.buffers, self.options)
+        for layer, (q, k) in enumerate(given):
+            self.follow(layer, step, q, k)
         self.compare(step)
 
-    def exact(self, generator, step):
-        shape = (len(self.requests), self.heads, self.buffers.stamps.shape[2])
-        # Multiples of 1/64 add up exactly in any order.
-        return (torch.randint(0, 64, shape, generator=generator) / 64.0 for _ in range(2))
+    def attend(self, rows, generator):
+        """Makes up what attention would leave behind."""
+        for tensor in (self.step_buffers.page_scores, self.step_buffers.page_mass):
+            # Multiples of 1/64 add up exactly in any order.
+            made_up = torch.randint(0, 64, tensor[:, :rows].shape, generator=generator) / 64.0
+            tensor[:, :rows] = made_up.to(self.device)
 
-    def stamp(self, naive, step, row, head, q, scores, mass):
-        present = range(len(naive.pages))
-        if self.options.bound_scores:
-            if naive.policy == "raas":
+    def follow(self, layer, step, q, k):
+        keys, values = self.key_cache[layer].cpu(), self.value_cache[layer].cpu()
+        scores = self.step_buffers.page_scores[layer].cpu()
+        mass = self.step_buffers.page_mass[layer].cpu()
+        for row, request in enumerate(self.requests):
+            for head, naive in enumerate(self.naive[layer][row]):
+                place = naive.store(step, k[row, head].tolist())
+                slot = self.kv_slots[row][request.prompt_len + place]
+                assert values[slot, head].eq(step + layer).all(), (step, request, head)
+                assert keys[slot, head].equal(k[row, head])
                 group = q[row, head * self.group : (head + 1) * self.group].tolist()
-                naive.stamp_top(step, {p: naive.bound(p, group) for p in present})
-            return
-        if naive.policy == "h2o":
+                self.stamp(naive, step, group, scores[row, head], mass[row, head])
+
+    def stamp(self, naive, step, group, scores, mass):
+        present = range(len(naive.pages))
+        if naive.policy == "h2o" and not self.options.bound_scores:
             for place in present:
-                naive.pages[place].mass += float(mass[row, head, place])
-        if naive.policy == "raas":
-            given = {p: float(scores[row, head, p]) for p in present}
-            if self.alpha is None:
-                naive.stamp_top(step, given)
-            else:
-                naive.stamp_above(step, given, self.alpha)
+                naive.pages[place].mass += float(mass[place])
+        if naive.policy != "raas":
+            return
+        if self.options.bound_scores:
+            naive.stamp_top(step, {p: naive.bound(p, group) for p in present})
+        elif self.options.alpha is None:
+            naive.stamp_top(step, {p: float(scores[p]) for p in present})
+        else:
+            naive.stamp_above(step, {p: float(scores[p]) for p in present}, self.options.alpha)
 
     def compare(self, step):
-        stamps, births = self.buffers.stamps.cpu(), self.buffers.births.cpu()
-        current = self.buffers.current.cpu()
-        for row, request in enumerate(self.requests, start=1):
-            for head, naive in enumerate(self.naive[row - 1]):
-                count = len(naive.pages)
-                where = (step, request, head)
-                assert current[row, head] == naive.current, where
-                assert births[row, head, :count].tolist() == [p.birth for p in naive.pages], where
-                assert stamps[row, head, :count].tolist() == [p.stamp for p in naive.pages], where
+        stamps, births, current = (
+            tensor.cpu()
+            for tensor in (self.buffers.stamps, self.buffers.births, self.buffers.current)
+        )
+        for layer, rows in enumerate(self.naive):
+            for slot, request, heads in zip(self.slots, self.requests, rows, strict=True):
+                for head, naive in enumerate(heads):
+                    at, where = (layer, slot, head), (step, layer, request, head)
+                    pages = naive.pages
+                    assert current[at] == naive.current, where
+                    assert births[at][: len(pages)].tolist() == [p.birth for p in pages], where
+                    assert stamps[at][: len(pages)].tolist() == [p.stamp for p in pages], where
 
     def contents(self):
         """The token in each budget slot, read back from the value cache, against the naive one."""
-        for row, request in enumerate(self.requests, start=1):
-            for head, naive in enumerate(self.naive[row - 1]):
-                for place, token in naive.tokens.items():
-                    slot = int(self.rows[row, request.prompt_len + place])
-                    assert self.value_cache[slot, head, 0] == token
-                prompt = self.rows[row, : request.prompt_len].long()
-                assert self.key_cache[prompt, head].isnan().all(), "prompt_untouched"
+        for layer, rows in enumerate(self.naive):
+            for row, request in enumerate(self.requests):
+                for head, naive in enumerate(rows[row]):
+                    for place, token in naive.tokens.items():
+                        slot = self.kv_slots[row][request.prompt_len + place]
+                        assert self.value_cache[layer, slot, head, 0] == token + layer
+                    prompt = self.kv_slots[row][: request.prompt_len]
+                    keys = self.key_cache[layer, prompt, head]
+                    assert keys.isnan().all(), "prompt_untouched"
 
 
 POLICIES = ("raas", "window", "random", "h2o")
 REQUESTS = [
     *(
-        Request(policy, prompt_len, 64)
+        Request(policy, prompt_len, 48)
         for policy, prompt_len in zip(POLICIES, (1, 17, 33, 5), strict=True)
     ),
     Request("raas", 9, 16),
-    Request("raas", 3, 112),
+    Request("raas", 3, 80),
 ]
 MODES = {
     "bound": {"bound_scores": True},
@@ -180,30 +222,26 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_torch_ops_follow_the_naive_rules(mode):
-    follow(Layer(REQUESTS, torch_ops, **MODES[mode]), steps=2500)
+    follow(Engine(REQUESTS, torch_ops, layers=2, **MODES[mode]), steps=1000)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_interpreted_kernels_follow_the_naive_rules(mode):
-    follow(Layer(REQUESTS, interpreted(), **MODES[mode]), steps=130)
+    assert os.environ.get("TRITON_INTERPRET") == "1", (
+        "run with TRITON_INTERPRET=1, as make test does"
+    )
+    follow(Engine(REQUESTS, implementation("cpu"), **MODES[mode]), steps=100)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_kernels_follow_the_naive_rules(mode):
-    follow(Layer(REQUESTS, implementation("cuda"), device="cuda", **MODES[mode]), steps=1000)
+    engine = Engine(REQUESTS, implementation("cuda"), layers=2, device="cuda", **MODES[mode])
+    follow(engine, steps=600)
 
 
-def interpreted():
-    """The Triton kernels on the CPU; never the torch ops in their place."""
-    assert os.environ.get("TRITON_INTERPRET") == "1", (
-        "run with TRITON_INTERPRET=1, as make test does"
-    )
-    return implementation("cpu")
-
-
-def follow(layer, steps):
+def follow(engine, steps):
     generator = torch.Generator().manual_seed(11)
     for step in range(steps):
-        layer.step(step, generator)
-    layer.contents()
+        engine.step(step, generator)
+    engine.contents()

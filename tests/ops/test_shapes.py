@@ -1,0 +1,287 @@
+"""The kernels against the torch ops over head sizes, head ratios, types and batch shapes.
+
+The torch ops run on the CPU, so that a sanitizer sees little but the kernels:
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \\
+        python3 -m pytest -q -m gpu tests/ops/test_shapes.py \\
+        -k "equal_the_torch_ops and (padded or seven or many or alpha)"
+"""
+
+import os
+
+import pytest
+import torch
+
+from raas_kernels import (
+    DecodeBatch,
+    EvictionBuffers,
+    Policy,
+    RequestTables,
+    StepBuffers,
+    StepOptions,
+    torch_ops,
+)
+from raas_kernels.ops import implementation
+
+PAGE = 16
+POLICIES = (Policy.RAAS, Policy.DENSE, Policy.H2O, Policy.RAAS, Policy.RANDOM, Policy.WINDOW)
+
+
+class Rows:
+    """Requests at random depths of random budgets, in a batch whose rows follow no slot order."""
+
+    def __init__(self, *, rows, heads, group, dim, pages, dtype, **rest):
+        self.generator = torch.Generator().manual_seed(rest.get("seed", 0))
+        self.dtype, self.dim, self.pages = dtype, dim, pages
+        self.layers, self.heads, self.group = rest.get("layers", 2), heads, group
+        self.slots = 1 + torch.randperm(rows, generator=self.generator)
+        self.prompt = torch.randint(1, 40, (rows,), generator=self.generator)
+        budgets = torch.randint(1, pages + 1, (rows,), generator=self.generator)
+        budgets[:1] = pages
+        self.budgets = budgets * PAGE
+        self.policies = torch.tensor([int(POLICIES[i % len(POLICIES)]) for i in range(rows)])
+        self.stamped = (budgets // 2).clamp(min=1)
+        # Enough depth for all to saturate, and one request that begins with its first token.
+        depths = torch.rand(rows, generator=self.generator) * 3 * self.budgets
+        self.step = depths.long()
+        self.step[-1:] = 0
+        self.padded = rest.get("padded", 0)
+        width = 40 + pages * PAGE
+        self.total = 1 + rows * width
+        order = 1 + torch.randperm(rows * width, generator=self.generator)
+        self.kv_slots = order.view(rows, width)
+
+    def fresh(self):
+        """State as after a random past: key cache, value cache, eviction and step buffers."""
+        rows = len(self.slots)
+        shape = (self.layers, rows + 1, self.heads, self.pages)
+        births = torch.rand(shape, generator=self.generator).argsort(-1).int() * PAGE
+        current = self.integers(shape[:3], 0, self.pages)
+        for slot, step, budget in zip(self.slots, self.step, self.budgets, strict=True):
+            # A page of the budget; while a request grows it follows from the step.
+            current[:, slot] %= budget // PAGE
+            if step < budget:
+                current[:, slot] = step // PAGE
+        buffers = EvictionBuffers(
+            self.integers(shape, 0, 3 * self.pages * PAGE).int(),
+            births,
+            self.integers(shape, 0, 999).float(),
+            current.int(),
+            self.integers((*shape, self.dim), -3, 0).to(self.dtype),
+            self.integers((*shape, self.dim), 0, 4).to(self.dtype),
+        )
+        for slot, step, budget in zip(self.slots, self.step, self.budgets, strict=True):
+            # Unborn pages hold what a former request left, NaN where nobody was.
+            unborn = min(int(step + PAGE - 1), int(budget)) // PAGE
+            for bounds in (buffers.key_min, buffers.key_max):
+                bounds[:, slot, :, unborn:] = float("nan")
+        most = (self.layers, rows + self.padded + 3)
+        step_buffers = StepBuffers(
+            self.nan(*most, self.heads * self.group, self.dim).to(self.dtype),
+            self.nan(*most, self.heads, self.pages),
+            self.nan(*most, self.heads, self.pages),
+        )
+        cache = self.nan(self.layers, self.total, self.heads, self.dim).to(self.dtype)
+        return cache, cache.clone(), buffers, step_buffers
+
+    def integers(self, shape, low, high):
+        return torch.randint(low, high, shape, generator=self.generator)
+
+    def nan(self, *shape):
+        return torch.full(shape, float("nan"))
+
+    def qkv(self):
+        """One projection's output for each layer: query, key and value heads in one tensor."""
+        shape = (len(self.slots) + self.padded, (self.group + 2) * self.heads, self.dim)
+        return [self.integers(shape, -3, 4).to(self.dtype) for _ in range(self.layers)]
+
+    def batch(self):
+        held = self.prompt + torch.minimum(self.step + 1, self.budgets)
+        dense = self.policies == Policy.DENSE
+        locations = self.kv_slots.gather(1, held[:, None] - 1)[:, 0]
+        locations = torch.where(dense | (self.step < self.budgets), locations, 0)
+        # FlashInfer's table of the same size at every step, so that a graph can be replayed.
+        indptr = torch.arange(len(self.slots) + self.padded + 1) * self.kv_slots.shape[1]
+        tables = (self.policies, self.prompt, self.budgets, self.stamped)
+        columns = (self.slots, self.prompt + self.step, locations)
+        # Padded rows of a CUDA graph point to request slot 0 and KV slot 0, with length 1.
+        padded = [torch.cat([column, torch.zeros(self.padded).long()]) for column in columns]
+        filled = [torch.cat([table, torch.zeros(self.padded).long()]).int() for table in tables]
+        return DecodeBatch(
+            *padded,
+            indptr.int(),
+            self.kv_slots.flatten().int(),
+            RequestTables(*filled),
+        )
+
+
+def run_step(ops, state, qkv, batch, options):
+    keys, values, buffers, step_buffers = state
+    for layer, projected in enumerate(qkv):
+        heads = keys.shape[2]
+        # Views, as the model hands them over.
+        q, k, v = projected.split((projected.shape[1] - 2 * heads, heads, heads), dim=1)
+        ops.store_decode(
+            q, k, v, keys[layer], values[layer], step_buffers.queries[layer], batch,
+            buffers.layer(layer), layer + 5, options,
+        )  # fmt: skip
+    if options.bound_scores:
+        ops.score_pages(step_buffers, batch, buffers, options)
+    ops.stamp_decode(step_buffers, batch, buffers, options)
+
+
+def copied(value, device):
+    """The same tensors, in the same tuples, in new memory of a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, copy=True)
+    parts = [copied(part, device) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else parts
+
+
+def assert_same(got, want):
+    names = ("keys", "values", *EvictionBuffers._fields, *StepBuffers._fields)
+    flat = [(*state[:2], *state[2], *state[3]) for state in (copied(got, "cpu"), want)]
+    for name, ours, theirs in zip(names, *flat, strict=True):
+        # Slot 0 takes whatever padded and saturated rows are told to drop.
+        if name in ("keys", "values"):
+            ours, theirs = ours[:, 1:], theirs[:, 1:]
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def compare(device, *, bound_scores=True, alpha=None, steps=3, **shape):
+    """Runs the kernels on the device, and beside them the torch ops on the CPU."""
+    rows, options = Rows(**shape), StepOptions(PAGE, 2, bound_scores, alpha)
+    want = rows.fresh()
+    got = copied(want, device)
+    for _ in range(steps):
+        if not bound_scores:
+            # What attention would leave behind; ties are frequent.
+            for ours, theirs in zip(got[3][1:], want[3][1:], strict=True):
+                theirs.copy_(rows.integers(theirs.shape, 0, 64) / 64.0)
+                ours.copy_(theirs)
+        qkv, batch = rows.qkv(), rows.batch()
+        run_step(torch_ops, want, qkv, batch, options)
+        run_step(implementation(device), got, copied(qkv, device), copied(batch, device), options)
+        rows.step += 1
+    assert_same(got, want)
+
+
+SMALL = {"rows": 7, "heads": 2, "group": 2, "dim": 64, "pages": 3, "dtype": torch.float32}
+SHAPES = {
+    "odd rows": {},
+    "empty batch": {"rows": 0},
+    "padded rows": {"padded": 3},
+    "only padded rows": {"rows": 0, "padded": 2},
+    "one page": {"pages": 1},
+    "one head": {"heads": 1, "group": 1},
+    "seven queries a head": {"group": 7, "dtype": torch.float16},
+    "head size 80": {"dim": 80},
+    "many pages": {"rows": 3, "dim": 16, "pages": 257, "dtype": torch.float16},
+    "exact scores": {"bound_scores": False},
+    "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_interpreted_kernels_equal_the_torch_ops(shape):
+    assert os.environ.get("TRITON_INTERPRET") == "1", (
+        "run with TRITON_INTERPRET=1, as make test does"
+    )
+    compare("cpu", **{**SMALL, **SHAPES[shape]})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES)
+def test_compiled_kernels_equal_the_torch_ops(shape):
+    compare("cuda", steps=20, **{**SMALL, **SHAPES[shape]})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 4, 7, 8])
+def test_compiled_kernels_at_model_shapes(group, dim, dtype):
+    shape = {"rows": 37, "heads": 4, "group": group, "dim": dim, "pages": 64, "dtype": dtype}
+    compare("cuda", steps=20, **shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pages", [1, 2, 17, 63, 65, 100, 257, 1024])
+@pytest.mark.parametrize("bound_scores", [True, False])
+def test_compiled_kernels_over_budgets(pages, bound_scores):
+    shape = {"rows": 13, "heads": 2, "group": 7, "dim": 64, "dtype": torch.bfloat16}
+    compare("cuda", steps=20, pages=pages, bound_scores=bound_scores, **shape)
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_equals_the_torch_ops():
+    shape = {**SMALL, "dtype": torch.bfloat16, "pages": 20, "padded": 2, "group": 7}
+    rows, options = Rows(**shape), StepOptions(PAGE, 2, True, None)
+    ops, want = implementation("cuda"), rows.fresh()
+    got = copied(want, "cuda")
+    static_qkv, static_batch = copied((rows.qkv(), rows.batch()), "cuda")
+    run_step(ops, copied(want, "cuda"), static_qkv, static_batch, options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run_step(ops, got, static_qkv, static_batch, options)
+    for _ in range(40):
+        # The same memory as at the capture, with the inputs of another step.
+        qkv, batch = rows.qkv(), rows.batch()
+        for static, fresh in zip((*static_qkv, *static_batch[:5]), (*qkv, *batch[:5]), strict=True):
+            static.copy_(fresh)
+        graph.replay()
+        run_step(torch_ops, want, qkv, batch, options)
+        rows.step += 1
+    assert_same(got, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_bounds_of_real_numbers(dtype):
+    """Products are exact and sums are float32: no further from float64 than float32 sums are."""
+    rows = Rows(**{**SMALL, "group": 7, "dim": 128, "pages": 100, "dtype": dtype})
+    rows.policies[:] = Policy.RAAS
+    rows.step[:] = 10**6
+    _, _, buffers, step_buffers = rows.fresh()
+    ends = torch.randn(2, *buffers.key_min.shape, generator=rows.generator).to(dtype)
+    low, high = ends.sort(0).values
+    buffers = buffers._replace(key_min=low, key_max=high)
+    step_buffers.queries.normal_(generator=rows.generator)
+    on_device = copied((step_buffers, rows.batch(), buffers), "cuda")
+    implementation("cuda").score_pages(*on_device, StepOptions(PAGE, 2, True, None))
+    present = torch.arange(rows.pages) < (rows.budgets // PAGE)[:, None, None]
+    for layer in range(rows.layers):
+        query = step_buffers.queries[layer, : len(rows.slots)].double()
+        query = query.unflatten(1, (rows.heads, rows.group, 1))
+        ends = (bound[layer, rows.slots].double()[:, :, None] for bound in (low, high))
+        products = torch.stack([query * end for end in ends]).amax(0)
+        want, scale = products.sum(-1).amax(2), products.abs().sum(-1).amax(2)
+        got = on_device[0].page_scores[layer, : len(rows.slots)].cpu().double()
+        error = ((got - want).abs() / scale)[present.expand_as(got)]
+        assert error.max() < rows.dim * 2.0**-24
+
+
+def test_tensors_that_the_kernels_cannot_take_are_refused():
+    from raas_kernels.score_pages import score_pages
+    from raas_kernels.stamp_decode import stamp_decode
+    from raas_kernels.store_decode import store_decode
+
+    rows = Rows(**SMALL)
+    keys, values, buffers, step = rows.fresh()
+    batch, options = rows.batch(), StepOptions(PAGE, 0, True, None)
+    k = torch.zeros(7, 2, 64)
+    q = torch.zeros(7, 64, 4).transpose(1, 2)
+    layer = (keys[0], values[0], step.queries[0], batch, buffers.layer(0), 0, options)
+    with pytest.raises(ValueError, match=r"q must be \[B, heads, D\] with contiguous heads, got"):
+        store_decode(q, k, k, *layer)
+    few = (keys[0], values[0], step.queries[0][:6], batch, buffers.layer(0), 0, options)
+    with pytest.raises(ValueError, match="queries must be contiguous with at least 7 rows"):
+        store_decode(q.contiguous(), k, k, *few)
+    with pytest.raises(ValueError, match="queries must have the type of the KV cache"):
+        score_pages(step._replace(queries=step.queries.half()), batch, buffers, options)
+    wrong = step._replace(page_scores=step.page_scores[:, :, :, :2])
+    for op in (score_pages, stamp_decode):
+        with pytest.raises(ValueError, match="page_scores must be contiguous"):
+            op(wrong, batch, buffers, options)
