@@ -77,6 +77,7 @@ class RaasConfig:
             )
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)
+        check_policy("--kv-policy", self.kv_policy, self.kv_score)
         if self.kv_stamp_rule == "alpha" and self.kv_score != "exact":
             raise ValueError(
                 "--kv-stamp-rule alpha compares attention probabilities and must be used with "
@@ -134,6 +135,20 @@ def take_settings(source: dict[str, Any]) -> RaasConfig | None:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise ValueError(f"{flag} must be given together with --kv-policy; add --kv-policy raas")
     return RaasConfig(**given)
+
+
+def check_policy(name: str, policy: str, score: str) -> None:
+    """Checks that what a policy goes by is computed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if policy == "h2o" and score != "exact":
+        raise ValueError(
+            f"{name} h2o gathers attention probabilities and must be used with a server started "
+            f"with --kv-score exact, got --kv-score {score}; add --kv-score exact, or use another "
+            "policy"
+        )
 
 
 def check_budget(name: str, budget: Any, page_size: int) -> None:

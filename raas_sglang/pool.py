@@ -5,19 +5,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-from raas_kernels import DecodeBatch, Policy
+from raas_kernels import DecodeBatch
 from raas_kernels.layout import StepOptions
 from raas_kernels.ops import implementation
 from raas_kernels.page_scores import exact_scores
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestState
 from raas_sglang.restore import budget_layout, restore_layer
-from raas_sglang.state import EvictionState
+from raas_sglang.state import EvictionState, StateShape
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
 class RaasTokenToKVPool(MHATokenToKVPool):
@@ -31,28 +30,32 @@ class RaasTokenToKVPool(MHATokenToKVPool):
     req_to_token_pool: "ReqToTokenPool"
 
     def attach(
-        self, config: RaasConfig, req_to_token_pool: "ReqToTokenPool", head_offset: int
+        self,
+        config: RaasConfig,
+        req_to_token_pool: "ReqToTokenPool",
+        shape: StateShape,
+        head_offset: int,
     ) -> None:
         """Allocates the eviction state for the request slots of ``req_to_token_pool``.
 
         Args:
             config: The server's settings.
             req_to_token_pool: SGLang's table of slots.
+            shape: What the model adds to the size of the state.
             head_offset: Index of this rank's first KV head.
         """
         self.config = config
         self.req_to_token_pool = req_to_token_pool
-        self.head_offset = head_offset
         self.ops = implementation(self.device)
-        self.state = EvictionState(
-            config,
-            req_to_token_pool.req_to_token.shape[0],
-            self.layer_num,
-            self.head_num,
-            self.head_dim,
-            self.dtype,
-            self.device,
+        self.options = StepOptions(
+            config.kv_eviction_page_size, head_offset, config.kv_score == "bound", config.alpha
         )
+        num_slots = req_to_token_pool.req_to_token.shape[0]
+        self.state = EvictionState(config, shape, num_slots, self.device)
+
+    def is_last(self, layer: "RadixAttention") -> bool:
+        """Whether a layer is this rank's last, after which a step ends."""
+        return bool(self._index(layer) == self.layer_num - 1)
 
     def store_decode(
         self,
@@ -60,7 +63,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        forward_batch: "ForwardBatch",
+        rows: DecodeBatch,
     ) -> None:
         """Stores one decode step of a layer: dense rows where SGLang says, others in place.
 
@@ -69,55 +72,72 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             q: [B, Hq * D] or [B, Hq, D] queries after RoPE.
             k: [B, H * D] or [B, H, D] keys after RoPE.
             v: [B, H * D] or [B, H, D] values.
-            forward_batch: The decode batch.
+            rows: The decode batch.
         """
-        index = layer.layer_id - self.start_layer
+        index = self._index(layer)
         self.ops.store_decode(
             q.view(-1, layer.tp_q_head_num, self.head_dim),
             k.view(-1, self.head_num, self.head_dim).to(self.dtype),
             v.view(-1, self.head_num, self.v_head_dim).to(self.dtype),
             self.k_buffer[index],
             self.v_buffer[index],
-            self._rows(forward_batch),
-            self.state.tables,
-            self.state.layer(index),
-            self._options(layer),
+            self.state.step.layer(index).queries,
+            rows,
+            self.state.buffers.layer(index),
+            layer.layer_id,
+            self.options,
         )
 
-    def score_exactly(
-        self, layer: "RadixAttention", q: torch.Tensor, forward_batch: "ForwardBatch"
-    ) -> None:
-        """Scores pages by attention probability and stamps them, where a row's policy needs it.
+    def score_exactly(self, layer: "RadixAttention", q: torch.Tensor, rows: DecodeBatch) -> None:
+        """Scores pages by attention probability in plain torch, where `--kv-score exact` asks.
 
         Args:
             layer: The attention layer.
             q: [B, Hq * D] or [B, Hq, D] queries after RoPE.
-            forward_batch: The decode batch, stored already.
+            rows: The decode batch, stored already.
         """
-        index = layer.layer_id - self.start_layer
-        rows, options = self._rows(forward_batch), self._options(layer)
-        tables, buffers = self.state.tables, self.state.layer(index)
-        policies = tables.policies[rows.req_pool_indices]
-        wanted = policies == Policy.H2O
-        if not options.bound_scores:
-            wanted = wanted | (policies == Policy.RAAS)
-        if not bool(wanted.any()):
+        if self.options.bound_scores:
             return
-        queries = q.view(-1, layer.tp_q_head_num, self.head_dim)
-        scores, mass = exact_scores(
-            queries,
+        index = self._index(layer)
+        exact_scores(
+            q.view(-1, layer.tp_q_head_num, self.head_dim),
             self.k_buffer[index],
             layer.scaling,
+            self.state.step.layer(index),
             rows,
-            tables,
-            buffers,
-            options,
+            self.state.buffers.layer(index),
+            self.options,
         )
-        self.ops.stamp_decode(scores, mass, rows, tables, buffers, options, self.config.alpha)
 
-    def resident_lens(self, forward_batch: "ForwardBatch") -> torch.Tensor:
-        """Slots that decode attention reads for each row: [B], dtype of ``seq_lens``."""
-        return self.state.resident_lens(forward_batch.req_pool_indices, forward_batch.seq_lens)
+    def score_logits(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
+        """Scores pages by the logits that attention left in ``state.logits``.
+
+        Args:
+            layer: The attention layer.
+            rows: The decode batch.
+        """
+        from raas_kernels.exact_scores import score_logits  # Triton, which the CPU may lack
+
+        assert self.state.logits is not None, "allocated with --kv-score exact"
+        index = self._index(layer)
+        score_logits(
+            self.state.logits,
+            layer.scaling,
+            rows,
+            self.state.buffers.layer(index),
+            self.state.step.layer(index),
+            self.options,
+        )
+
+    def stamp_decode(self, rows: DecodeBatch) -> None:
+        """Ends a decode step: scores the pages of all layers and stamps the important ones.
+
+        Nothing before the next step reads the timestamps, so one launch does for all layers.
+        """
+        state = self.state
+        if self.options.bound_scores:
+            self.ops.score_pages(state.step, rows, state.buffers, self.options)
+        self.ops.stamp_decode(state.step, rows, state.buffers, self.options)
 
     def resume(self, slot: int, request: RequestState) -> None:
         """Cuts a request whose output was prefilled again back to its budget.
@@ -139,23 +159,11 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             values = self.v_buffer[index][source]
             self.k_buffer[index][target] = keys
             self.v_buffer[index][target] = values
-            restore_layer(self.state.layer(index), slot, layout, keys, page_size)
+            restore_layer(self.state.buffers.layer(index), slot, layout, keys, page_size)
 
-    def _rows(self, forward_batch: "ForwardBatch") -> DecodeBatch:
-        return DecodeBatch(
-            forward_batch.req_pool_indices,
-            forward_batch.seq_lens,
-            forward_batch.out_cache_loc,
-            self.req_to_token_pool.req_to_token,
-        )
-
-    def _options(self, layer: "RadixAttention") -> StepOptions:
-        return StepOptions(
-            self.config.kv_eviction_page_size,
-            layer.layer_id,
-            self.head_offset,
-            self.config.kv_score == "bound",
-        )
+    def _index(self, layer: "RadixAttention") -> int:
+        index: int = layer.layer_id - self.start_layer
+        return index
 
 
 def pool_of(allocator: Any) -> RaasTokenToKVPool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raas_kernels import Policy
-from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget
+from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget, check_policy
 
 POLICY_KEY, BUDGET_KEY = "kv_policy", "kv_budget"
 _RESERVED_PREFIX = "kv_"
@@ -51,6 +51,7 @@ def parse_options(
     policy = asked.get(POLICY_KEY, config.kv_policy)
     if not isinstance(policy, str) or policy not in POLICY_NAMES:
         raise ValueError(f"kv_policy must be one of {', '.join(POLICY_NAMES)}, got {policy!r}")
+    check_policy(POLICY_KEY, policy, config.kv_score)
     budget = asked.get(BUDGET_KEY, config.kv_budget)
     _check_request_budget(budget, config, context_len, max_new_tokens)
     kind = Policy[policy.upper()]

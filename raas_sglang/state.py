@@ -1,10 +1,37 @@
 """Eviction state of all layers, indexed by SGLang's request slots."""
 
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 
 from raas_kernels import EvictionBuffers, Policy, RequestTables
+from raas_kernels.layout import StepBuffers
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestState
+
+if TYPE_CHECKING:
+    from raas_kernels.exact_scores import AttentionLogits
+
+_NO_LIMIT = 2**62
+
+
+class StateShape(NamedTuple):
+    """What the size of the eviction state depends on besides the settings.
+
+    Attributes:
+        layers: Layers on this rank.
+        heads: H, KV heads on this rank.
+        query_heads: Hq, query heads on this rank.
+        head_dim: D.
+        dtype: Of the KV cache and the queries.
+    """
+
+    layers: int
+    heads: int
+    query_heads: int
+    head_dim: int
+    dtype: torch.dtype
 
 
 class EvictionState:
@@ -15,50 +42,66 @@ class EvictionState:
 
     Args:
         config: The server's settings.
-        num_slots: R, rows of `req_to_token`, its padding row 0 included.
-        num_layers: Layers on this rank.
-        num_heads: H, KV heads on this rank.
-        head_dim: D.
-        dtype: Of the KV cache.
+        shape: The model's part of the size.
+        num_slots: R, rows of `req_to_token`, its padding row 0 included; also the most rows of a
+            decode batch.
         device: Of the KV cache.
+
+    Attributes:
+        buffers: State of all layers.
+        step: What a decode step leaves for its end.
+        logits: What attention leaves for the scores of a layer, with `--kv-score exact` on a GPU.
+        capacities: [R] int64. P + L: resident length at which each request stops growing.
+        capacities_cpu: The same on the host.
+        epoch: Changes whenever the slots of a running request may have changed other than by
+            growing; a plan made in the same epoch for the same resident lengths still holds.
     """
 
     def __init__(
         self,
         config: RaasConfig,
+        shape: StateShape,
         num_slots: int,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        pages = config.max_budget // config.kv_eviction_page_size
-        shape = (num_layers, num_slots, num_heads, pages)
 
-        def zeros(*size: int, kind: torch.dtype = torch.int32) -> torch.Tensor:
-            return torch.zeros(size, dtype=kind, device=self.device)
+        def zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros((shape.layers, *size), dtype=dtype, device=self.device)
 
-        bounds = (*shape[:3], pages if config.kv_score == "bound" else 0, head_dim)
-        self._layers = [
-            EvictionBuffers(*tensors)
-            for tensors in zip(
-                zeros(*shape),
-                zeros(*shape),
-                zeros(*shape, kind=torch.float32),
-                zeros(*shape[:3]),
-                zeros(*bounds, kind=dtype),
-                zeros(*bounds, kind=dtype),
-                strict=True,
-            )
-        ]
-        self.tables = RequestTables(*(zeros(num_slots) for _ in RequestTables._fields))
+        self.buffers = EvictionBuffers(
+            *(zeros(*field) for field in _buffer_fields(config, shape, num_slots))
+        )
+        self.logits = self._logits(config, shape, num_slots)
+        self.step = StepBuffers(
+            *(zeros(*field) for field in _step_fields(config, shape, num_slots))
+        )
+        self._tables = torch.zeros(
+            (len(RequestTables._fields), num_slots), dtype=torch.int32, device=self.device
+        )
+        self.capacities_cpu = torch.full((num_slots,), _NO_LIMIT, dtype=torch.int64)
+        self.capacities = self.capacities_cpu.to(self.device)
+        self.epoch = 0
+        self._batch = torch.empty(0, dtype=torch.int64)
 
-    def layer(self, index: int) -> EvictionBuffers:
-        """Buffers of a layer, counted from this rank's first."""
-        return self._layers[index]
+    @staticmethod
+    def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
+        """Device memory that one more request slot costs."""
+        fields = _buffer_fields(config, shape, 1) + _step_fields(config, shape, 1)
+        layered = sum(math.prod(size) * dtype.itemsize for size, dtype in fields)
+        logits = 0 if config.kv_score == "bound" else shape.query_heads * (config.max_budget + 1)
+        return shape.layers * layered + logits * torch.float32.itemsize
+
+    def _logits(
+        self, config: RaasConfig, shape: StateShape, num_slots: int
+    ) -> "AttentionLogits | None":
+        if config.kv_score == "bound" or self.device.type == "cpu":
+            return None
+        from raas_kernels.exact_scores import AttentionLogits  # Triton, which the CPU may lack
+
+        heads = shape.query_heads
+        return AttentionLogits.empty(num_slots, heads, config.max_budget, self.device)
 
     def admit(self, slots: list[int], states: list[RequestState]) -> None:
         """Writes what requests ask for into the tables, before their first decode step.
@@ -67,29 +110,82 @@ class EvictionState:
             slots: Request slots that SGLang gave them.
             states: The requests; one that cannot evict is dense to the kernels.
         """
-        options = [state.options for state in states]
-        columns = (
-            [int(o.policy) if o.evicts else int(Policy.DENSE) for o in options],
-            [state.prompt_len for state in states],
-            [o.budget for o in options],
-            [self.config.stamp_pages(o.budget) for o in options],
-        )
-        values = torch.tensor(columns, dtype=torch.int32).to(self.device, non_blocking=True)
+        columns = [
+            [int(s.options.policy) if s.options.evicts else int(Policy.DENSE) for s in states],
+            [s.prompt_len for s in states],
+            [s.options.budget for s in states],
+            [self.config.stamp_pages(s.options.budget) for s in states],
+            [s.capacity if s.options.evicts else _NO_LIMIT for s in states],
+        ]
+        values = torch.tensor(columns, dtype=torch.int64)
+        self.capacities_cpu[slots] = values[-1]
+        values = values.to(self.device, non_blocking=True)
         index = torch.tensor(slots, dtype=torch.int64).to(self.device, non_blocking=True)
-        for table, column in zip(self.tables, values, strict=True):
-            table[index] = column
+        self._tables[:, index] = values[:-1].int()
+        self.capacities[index] = values[-1]
+        self.slots_changed()
+
+    def begin_step(self, req_pool_indices: torch.Tensor) -> None:
+        """Notes the rows of a decode step; [B] int64 request slots on the host."""
+        if not torch.equal(req_pool_indices, self._batch):
+            self.epoch += 1
+            self._batch = req_pool_indices.clone()
+
+    def slots_changed(self) -> None:
+        """Notes that slots of a request were given to it or exchanged."""
+        self.epoch += 1
+
+    def rows(
+        self, req_pool_indices: torch.Tensor, out: torch.Tensor | None = None
+    ) -> RequestTables:
+        """Copies the tables of the rows of a batch.
+
+        Args:
+            req_pool_indices: [B] int64 request slots.
+            out: [4, B] int32, contiguous; where to copy them, or None for new memory.
+
+        Returns:
+            Tables of the rows, [B].
+        """
+        return RequestTables(*torch.index_select(self._tables, 1, req_pool_indices, out=out))
 
     def resident_lens(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
         """Slots that attention reads for each row: P + min(generated, L), all for dense rows.
 
         Args:
-            req_pool_indices: [B] int64 request slots.
-            seq_lens: [B] int64 logical lengths.
+            req_pool_indices: [B] int64 request slots, on the host or on the device.
+            seq_lens: [B] int64 logical lengths, beside them.
 
         Returns:
             [B] of the dtype of ``seq_lens``, same device, no synchronisation.
         """
-        tables = self.tables
-        full = (tables.prompt_lens + tables.budgets)[req_pool_indices].to(seq_lens.dtype)
-        dense = tables.policies[req_pool_indices] == int(Policy.DENSE)
-        return torch.where(dense, seq_lens, torch.minimum(seq_lens, full))
+        capacities = self.capacities_cpu if seq_lens.device.type == "cpu" else self.capacities
+        return torch.minimum(seq_lens, capacities[req_pool_indices].to(seq_lens.dtype))
+
+
+_Fields = list[tuple[tuple[int, ...], torch.dtype]]
+
+
+def _buffer_fields(config: RaasConfig, shape: StateShape, slots: int) -> _Fields:
+    """Size and dtype of each field of `EvictionBuffers`, for one layer."""
+    pages = config.max_budget // config.kv_eviction_page_size
+    bounds = (slots, shape.heads, pages if config.kv_score == "bound" else 0, shape.head_dim)
+    return [
+        ((slots, shape.heads, pages), torch.int32),
+        ((slots, shape.heads, pages), torch.int32),
+        ((slots, shape.heads, pages), torch.float32),
+        ((slots, shape.heads), torch.int32),
+        (bounds, shape.dtype),
+        (bounds, shape.dtype),
+    ]
+
+
+def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
+    """Size and dtype of each field of `StepBuffers`, for one layer."""
+    pages = config.max_budget // config.kv_eviction_page_size
+    bound = config.kv_score == "bound"
+    return [
+        ((rows if bound else 0, shape.query_heads, shape.head_dim), shape.dtype),
+        ((rows, shape.heads, pages), torch.float32),
+        ((0 if bound else rows, shape.heads, pages), torch.float32),
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import raas_sglang.cpu
+from arms import loads_plugin
 from client import STRICT
 from local_server import CPU_FLAGS, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
@@ -42,7 +43,7 @@ def server() -> Iterator[LocalServer]:
 def plain_server() -> Iterator[LocalServer]:
     """SGLang without RaaS: what greedy output must be identical to."""
     with start_server("--max-total-tokens", "20000", SGLANG_PLUGINS="qwen2_head_dim") as running:
-        assert "Loaded plugin raas from" not in running.log()
+        assert not loads_plugin(running.environment)
         yield running
 
 

@@ -30,10 +30,11 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 import memory_model as reference
 from memory_model import DIM, GROUP, HEADS, hashes, require
-from raas_kernels import torch_ops
+from raas_kernels import DecodeBatch, torch_ops
 from raas_patches.active import attach_config
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.state import StateShape
 from scheduler_loop import MUTE, SILENT, SchedulerLoop
 
 EOS, CONTEXT = 1, 512
@@ -67,7 +68,7 @@ class Simulation:
         attach_config(server_args, config)
         self.requests: dict[int, Req] = {}
         self.texts: dict[int, list[int]] = {}
-        self.stops, self.relay = {}, {}
+        self.stops, self.relay, self.plan = {}, {}, ((), ())
         self.scheduler = self._build(config)
         self.model = reference.MemoryModel(self.pool.k_buffer[0], self.pool.v_buffer[0])
 
@@ -77,7 +78,9 @@ class Simulation:
         self.pool = RaasTokenToKVPool(
             slots, page_size, torch.float32, HEADS, DIM, 1, "cpu", False, enable_alt_stream=False
         )
-        self.pool.attach(config, self.rows, 0)
+        self.pool.attach(
+            config, self.rows, StateShape(1, HEADS, HEADS * GROUP, DIM, torch.float32), 0
+        )
         if not self.settings.triton:
             self.pool.ops = torch_ops
         end = torch.float32, "cpu", self.pool, False
@@ -274,13 +277,31 @@ class Simulation:
         queries = torch.zeros(len(numbers), HEADS * GROUP, DIM)
         shifts = torch.arange(HEADS * GROUP * 4).reshape(HEADS * GROUP, 4)
         queries[:, :, 4:] = ((names[:, None, None] >> shifts) % 8 - 3).float()
-        self.pool.store_decode(_LAYER, queries, keys, values, batch)
-        self.pool.score_exactly(_LAYER, queries, batch)
+        rows, resident = self._place(batch)
+        self.pool.store_decode(_LAYER, queries, keys, values, rows)
+        self.pool.score_exactly(_LAYER, queries, rows)
+        self.pool.stamp_decode(rows)
         keys, values = self.pool.k_buffer[0], self.pool.v_buffer[0]
-        for number, count in zip(numbers, self.pool.resident_lens(batch).tolist(), strict=True):
+        for number, count in zip(numbers, resident, strict=True):
             self.model.decoded(number, self._row(number), keys, values)
             wanted = self.model.requests[number].slots
             require(count == wanted, "lengths", f"{number}: {count} resident, not {wanted}")
+
+    def _place(self, batch: ScheduleBatch) -> tuple[DecodeBatch, list[int]]:
+        """Slots of the rows, and how many there are; checks when a CUDA graph may keep its own."""
+        state, table = self.pool.state, self.rows.req_to_token
+        requests = batch.req_pool_indices_cpu
+        state.begin_step(requests)
+        resident = state.resident_lens(requests, batch.seq_lens_cpu).tolist()
+        tables = state.rows(requests)
+        slots = [table[r, :n].tolist() for r, n in zip(requests.tolist(), resident, strict=True)]
+        plan, held = (state.epoch, resident), (slots, torch.stack(tables).tolist())
+        same = plan != self.plan[0] or held == self.plan[1]
+        require(same, "stale_plan", f"{held}, not {self.plan[1]}")
+        self.plan = plan, held
+        indptr, positions = requests * table.shape[1], batch.seq_lens - 1
+        where = requests, positions, batch.out_cache_loc, indptr, table.view(-1), tables
+        return DecodeBatch(*where), resident
 
     def _row(self, number: int) -> list[int]:
         req = self.requests[number]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 _ATTRIBUTE = "raas_config"
+_SLOTS = "raas_request_slots"
 
 
 def attach_config(server_args: "ServerArgs", config: RaasConfig | None) -> None:
@@ -21,3 +22,14 @@ def attach_config(server_args: "ServerArgs", config: RaasConfig | None) -> None:
 def config_of(server_args: "ServerArgs") -> RaasConfig | None:
     """Returns the settings, or None if the server was started without ``--kv-policy``."""
     return getattr(server_args, _ATTRIBUTE, None)
+
+
+def attach_request_slots(server_args: "ServerArgs", slots: int) -> None:
+    """Stores for how many requests this process sized its eviction state."""
+    object.__setattr__(server_args, _SLOTS, slots)
+
+
+def request_slots_of(server_args: "ServerArgs") -> int:
+    """Returns for how many requests this process sized its eviction state."""
+    slots: int = getattr(server_args, _SLOTS)
+    return slots

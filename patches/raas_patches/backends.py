@@ -1,15 +1,18 @@
-"""SGLang's attention-backend registry: our decode under the name the user chose.
+"""SGLang's attention-backend registry: our decode under the names the user knows.
 
-Why: decode must store in place and read resident lengths. How: the registry's own decorator, so
+Why: decode must store in place and read resident slots. How: the registry's own decorator, so
 nothing is patched. Remove when: a backend can be chosen by class.
 """
 
 from typing import TYPE_CHECKING
 
+from raas_patches.active import config_of
+
 if TYPE_CHECKING:
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    from raas_sglang.attention import RaasTorchNativeAttnBackend
+DECODE_BACKENDS = {"cpu": "torch_native", "cuda": "flashinfer"}
 
 
 def register_backends() -> None:
@@ -17,9 +20,27 @@ def register_backends() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
     register_attention_backend("torch_native")(_torch_native)
+    register_attention_backend("flashinfer")(_flashinfer)
 
 
-def _torch_native(model_runner: "ModelRunner") -> "RaasTorchNativeAttnBackend":
-    from raas_sglang.attention import RaasTorchNativeAttnBackend
+def _torch_native(model_runner: "ModelRunner") -> "AttentionBackend":
+    from raas_sglang.attention.torch_native import RaasTorchNativeAttnBackend
 
     return RaasTorchNativeAttnBackend(model_runner)
+
+
+def _flashinfer(model_runner: "ModelRunner") -> "AttentionBackend":
+    prefill, _ = model_runner.server_args.get_attention_backends()
+    options = {
+        "skip_prefill": prefill != "flashinfer",
+        "init_new_workspace": model_runner.init_new_workspace,
+    }
+    config = config_of(model_runner.server_args)
+    assert config is not None, "registered only where a policy was asked for"
+    if config.kv_score == "exact":
+        from raas_sglang.attention.flashinfer_exact import RaasFlashInferExactAttnBackend
+
+        return RaasFlashInferExactAttnBackend(model_runner, **options)
+    from raas_sglang.attention.flashinfer import RaasFlashInferAttnBackend
+
+    return RaasFlashInferAttnBackend(model_runner, **options)

@@ -25,6 +25,8 @@ WITH_POLICY = (
     "allocation",
     "kv_release",
     "kv_cache_configurator",
+    "forward_batch_info",
+    "fused_kv_store",
 )
 # Not for `--kv-policy`: frontend programs install theirs in the client, and the other is a plugin
 # of its own.

@@ -1,22 +1,70 @@
-"""`sglang.srt.mem_cache.kv_cache_configurator`: our pool in place of `MHATokenToKVPool`.
+"""`sglang.srt.mem_cache.kv_cache_configurator`: our pool, and the memory of its eviction state.
 
-Why: the pool owns what the slots hold. How: SGLang picks the pool's class itself; we pass a
-subclass to the builder that it would have called anyway. Remove when: the class can be chosen.
+Why: the pool owns what the slots hold, and the state of the request slots must fit beside it. How:
+SGLang picks the pool's class itself; we pass a subclass to the builder that it would have called
+anyway, and take the state off the budget from which it sizes the pool. Remove when: the class can
+be chosen, and can say what it needs for each request.
 """
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
 from sglang.srt.plugins.hook_registry import HookType
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_schedule
 
-from raas_patches.active import config_of
+from raas_patches.active import attach_request_slots, config_of, request_slots_of
 from raas_patches.seam import Seam
+from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.state import EvictionState, StateShape
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+logger = logging.getLogger(__name__)
+
+# Of the memory for the KV cache, where the user did not say how many requests may run at once.
+_STATE_SHARE = 0.02
+
+
+def config_from_budget(
+    original: Callable[..., "MemoryPoolConfig"],
+    self: "KVCacheConfigurator",
+    budget_bytes: int,
+    *,
+    cap_tokens: int | None = None,
+) -> "MemoryPoolConfig":
+    """Around `config_from_budget`: the eviction state comes off the memory of the pool."""
+    slot_bytes = EvictionState.bytes_per_slot(_config(self), _shape(self))
+    slots = _max_num_reqs(self) or max(1, int(_STATE_SHARE * budget_bytes / slot_bytes) - 1)
+    state_bytes = (slots + 1) * slot_bytes
+    if state_bytes > budget_bytes / 2:
+        raise ValueError(
+            f"--max-running-requests {slots} needs {state_bytes / 2**30:.2f} GiB of eviction state "
+            f"({slot_bytes / 2**20:.2f} MiB for each request), which must be at most half of the "
+            f"memory for the KV cache ({budget_bytes / 2**30:.2f} GiB); use "
+            f"--max-running-requests {int(budget_bytes / 2 / slot_bytes) - 1} or a smaller "
+            "--kv-max-budget"
+        )
+    attach_request_slots(self.server_args, slots)
+    logger.info(
+        "RaaS eviction state: %d requests of %.2f MiB, %.2f GiB in all%s",
+        slots,
+        slot_bytes / 2**20,
+        state_bytes / 2**30,
+        "" if _max_num_reqs(self) else "; --max-running-requests allows for more",
+    )
+    return original(self, budget_bytes - state_bytes, cap_tokens=cap_tokens)
+
+
+def resolve_max_num_reqs(
+    max_num_reqs: int, self: "KVCacheConfigurator", token_capacity: int
+) -> int:
+    """After `resolve_max_num_reqs`: no more requests than there is eviction state for."""
+    return min(max_num_reqs, request_slots_of(self.server_args))
 
 
 def build_mha_kv_pool(
@@ -42,21 +90,60 @@ def build_token_to_kv_pool(
     pool: KVCache, self: "KVCacheConfigurator", *, req_to_token_pool: Any, **_: Any
 ) -> KVCache:
     """After `_build_token_to_kv_pool`: gives the pool its eviction state, or ends the process."""
-    config = config_of(self.server_args)
-    assert config is not None, "hooked only where a policy was asked for"
     if type(pool) is not RaasTokenToKVPool:
         raise RuntimeError(
             f"--kv-policy must run on a plain MHA KV cache, got {type(pool).__name__}; "
             "MLA, sliding-window, linear-attention and quantised caches are not supported: "
             "remove --kv-policy for this model"
         )
-    heads = self.model_config.get_num_kv_heads(get_parallel().attn_tp_size)
-    pool.attach(config, req_to_token_pool, get_parallel().attn_tp_rank * heads)
+    shape = _shape(self)
+    head_offset = get_parallel().attn_tp_rank * shape.heads
+    pool.attach(_config(self), req_to_token_pool, shape, head_offset)
     return pool
 
 
+def _config(self: "KVCacheConfigurator") -> RaasConfig:
+    config = config_of(self.server_args)
+    assert config is not None, "hooked only where a policy was asked for"
+    return config
+
+
+def _shape(self: "KVCacheConfigurator") -> StateShape:
+    ranks = get_parallel().attn_tp_size
+    return StateShape(
+        layers=self.layer_info.num_effective_layers,
+        heads=self.model_config.get_num_kv_heads(ranks),
+        query_heads=self.model_config.get_num_attention_heads(ranks),
+        head_dim=self.model_config.head_dim,
+        dtype=self.kv_cache_dtype,
+    )
+
+
+def _max_num_reqs(self: "KVCacheConfigurator") -> int | None:
+    """What the user asked for on this rank, or None."""
+    asked = get_schedule().max_running_requests
+    return None if asked is None else max(1, asked // self.ps.attn_dp_size)
+
+
 _PATH = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator."
+_SIZES = "SGLang lets a pool say what it needs for each request"
 SEAMS = (
+    Seam(
+        _PATH + "config_from_budget",
+        HookType.AROUND,
+        config_from_budget,
+        ("self", "budget_bytes", "cap_tokens"),
+        "counts the eviction state in the sizing of the pool",
+        _SIZES,
+    ),
+    Seam(
+        _PATH + "resolve_max_num_reqs",
+        HookType.AFTER,
+        resolve_max_num_reqs,
+        ("self", "token_capacity"),
+        "bounds the request slots, and with them the eviction state",
+        _SIZES,
+    ),
     Seam(
         _PATH + "_build_mha_kv_pool",
         HookType.AROUND,
@@ -70,7 +157,7 @@ SEAMS = (
         HookType.AFTER,
         build_token_to_kv_pool,
         ("self", "sizes", "is_dsa_model", "is_dsv4_model", "req_to_token_pool"),
-        "sizes the eviction state by the request slots",
+        "allocates the eviction state for the request slots",
         "SGLang lets the pool's class be chosen",
     ),
 )

@@ -13,6 +13,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.utils.common import ceil_align
 
 from raas_patches.seam import Seam
+from raas_sglang.pool import pool_of
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -48,6 +49,8 @@ def maybe_cache_unfinished_req(
 
     Its generated tokens are about to be overwritten in place, so they must stay its own.
     """
+    # The tree may exchange slots of the prompt for its own.
+    pool_of(tree_cache.token_to_kv_pool_allocator).state.slots_changed()
     end, prompt_len = req.extend_range.end, req.raas.prompt_len
     if not req.raas.options.evicts or end <= prompt_len:
         original(req, tree_cache, **kwargs)

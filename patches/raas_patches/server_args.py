@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.plugins.hook_registry import HookType
 
 from raas_patches import installation
 from raas_patches.active import attach_config, config_of
+from raas_patches.backends import DECODE_BACKENDS
 from raas_patches.seam import Seam
 from raas_patches.support import refused_settings
-from raas_sglang.config import add_flags, take_settings
+from raas_sglang.config import RaasConfig, add_flags, take_settings
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -32,6 +34,7 @@ def from_cli_args(
     """Around `ServerArgs.from_cli_args`: takes our values, refuses with one sentence."""
     try:
         config = take_settings(vars(args))
+        _choose_decode_backend(vars(args), config)
         server_args = original(cls, args)
         attach_config(server_args, config)
         require_support(server_args)
@@ -45,6 +48,7 @@ def from_cli_args(
 def init(original: Callable[..., None], self: "ServerArgs", *args: Any, **kwargs: Any) -> None:
     """Around `ServerArgs.__init__`: the same settings as keyword arguments of `sgl.Engine`."""
     config = take_settings(kwargs)
+    _choose_decode_backend(kwargs, config)
     original(self, *args, **kwargs)
     attach_config(self, config)
 
@@ -67,6 +71,14 @@ def require_support(server_args: "ServerArgs") -> None:
     if problems:
         raise ValueError("; ".join(problems))
     installation.require_seams()
+
+
+def _choose_decode_backend(values: dict[str, Any], config: RaasConfig | None) -> None:
+    """Puts decode on our backend where the user left it open; prefill stays SGLang's choice."""
+    if config is None or values.get("device") == "cpu" or not torch.cuda.is_available():
+        return
+    if values.get("decode_attention_backend") is None:
+        values["decode_attention_backend"] = DECODE_BACKENDS["cuda"]
 
 
 _WHY = "flags and keyword arguments of the server"

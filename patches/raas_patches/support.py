@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from raas_patches.backends import DECODE_BACKENDS
+
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
@@ -24,6 +26,10 @@ class Refusal(NamedTuple):
 
 def _is_set(name: str) -> Callable[["ServerArgs"], bool]:
     return lambda server_args: bool(getattr(server_args, name))
+
+
+def _is_on(variable: str) -> Callable[["ServerArgs"], bool]:
+    return lambda _: os.environ.get(variable, "0").lower() in ("1", "true")
 
 
 def _above_one(name: str) -> Callable[["ServerArgs"], bool]:
@@ -72,15 +78,13 @@ REFUSALS = (
     Refusal("--use-ray", _is_set("use_ray"), "remove it"),
     Refusal("--smg-grpc-mode", _is_set("smg_grpc_mode"), "use the HTTP server"),
     Refusal("--grpc-port", _is_set("grpc_port"), "use the HTTP server"),
-    Refusal(
-        "SGLANG_RUST_SERVER",
-        lambda _: os.environ.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true"),
-        "unset it",
-    ),
-    Refusal(
-        "SGLANG_USE_HND_KVCACHE",
-        lambda _: os.environ.get("SGLANG_USE_HND_KVCACHE", "0").lower() in ("1", "true"),
-        "unset it",
+    *(
+        Refusal(variable, _is_on(variable), "unset it")
+        for variable in (
+            "SGLANG_RUST_SERVER",
+            "SGLANG_USE_HND_KVCACHE",
+            "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        )
     ),
     Refusal(
         "--attention-backend",
@@ -91,9 +95,16 @@ REFUSALS = (
         "use --attention-backend torch_native on the CPU",
     ),
     Refusal(
+        "--decode-attention-backend",
+        lambda server_args: (
+            server_args.device == "cuda" and server_args.get_attention_backends()[1] != "flashinfer"
+        ),
+        "use --decode-attention-backend flashinfer; the prefill backend is yours to choose",
+    ),
+    Refusal(
         "--device",
-        lambda server_args: server_args.device != "cpu",
-        "use --device cpu: this version has no decode backend for other devices yet",
+        lambda server_args: server_args.device not in DECODE_BACKENDS,
+        "use --device cuda or --device cpu",
     ),
 )
 

@@ -1,33 +1,37 @@
-"""Decode attention over resident lengths, for the CPU engine."""
+"""Decode attention over resident slots, whose store happens in place."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
+from raas_kernels import DecodeBatch
 from raas_sglang.pool import RaasTokenToKVPool
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-    from sglang.srt.model_executor.model_runner import ModelRunner
 
 
-class RaasTorchNativeAttnBackend(TorchNativeAttnBackend):
-    """SGLang's torch attention whose decode stores in place and reads resident slots only.
+class InPlaceDecode:
+    """Mixin before one of SGLang's attention backends: decode stores through our pool.
 
-    Prefill is SGLang's. In decode the kernel lengths are resident lengths; with no row saturated
-    they equal the logical ones and so do the results, bit for bit.
+    Kernel lengths need no work here: ``forward_batch.seq_lens`` of a decode batch are resident
+    lengths already, on the host too. With no row saturated they equal the logical ones, and so do
+    the results, bit for bit. A subclass says in ``rows`` where the slots of the batch are.
     """
 
-    def __init__(self, model_runner: "ModelRunner") -> None:
-        super().__init__(model_runner)
-        if not isinstance(self.token_to_kv_pool, RaasTokenToKVPool):
+    rows: DecodeBatch
+
+    @property
+    def pool(self) -> RaasTokenToKVPool:
+        """SGLang's pool, which is ours."""
+        pool = self.token_to_kv_pool  # type: ignore[attr-defined]
+        if not isinstance(pool, RaasTokenToKVPool):
             raise RuntimeError(
                 f"--kv-policy must run on {RaasTokenToKVPool.__name__}, got "
-                f"{type(self.token_to_kv_pool).__name__}; remove --kv-policy for this model"
+                f"{type(pool).__name__}; remove --kv-policy for this model"
             )
-        self.pool: RaasTokenToKVPool = self.token_to_kv_pool
+        return pool
 
     def forward_decode(
         self,
@@ -48,7 +52,7 @@ class RaasTorchNativeAttnBackend(TorchNativeAttnBackend):
             layer: The attention layer.
             forward_batch: The decode batch.
             save_kv_cache: Must be True: the store is where eviction happens.
-            **kwargs: Whatever else SGLang passes; unused.
+            **kwargs: Whatever else SGLang passes.
 
         Returns:
             [B, Hq * D].
@@ -58,20 +62,23 @@ class RaasTorchNativeAttnBackend(TorchNativeAttnBackend):
                 "RaaS must store the keys and values of a decode step itself, but the model "
                 "stored them or shares them with another layer; remove --kv-policy for this model"
             )
-        q = q.reshape(-1, layer.tp_q_head_num * layer.qk_head_dim)
-        self.pool.store_decode(layer, q, k, v, forward_batch)
-        out = torch.empty_like(q)
-        self._run_sdpa_forward_decode(
-            q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            out.view(-1, layer.tp_q_head_num, layer.v_head_dim),
-            self.pool.get_key_buffer(layer.layer_id),
-            self.pool.get_value_buffer(layer.layer_id),
-            self.req_to_token_pool.req_to_token,
-            forward_batch.req_pool_indices,
-            self.pool.resident_lens(forward_batch),
-            scaling=layer.scaling,
-            enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
-            causal=False,
+        self.pool.store_decode(layer, q, k, v, self.rows)
+        out = self._attend(q, k, v, layer, forward_batch, **kwargs)
+        if self.pool.is_last(layer):
+            self.pool.stamp_decode(self.rows)
+        return out
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: "RadixAttention",
+        forward_batch: "ForwardBatch",
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Attention over the resident slots; with `--kv-score exact` it also scores the pages."""
+        out: torch.Tensor = super().forward_decode(  # type: ignore[misc]
+            q, k, v, layer, forward_batch, save_kv_cache=False, **kwargs
         )
-        self.pool.score_exactly(layer, q, forward_batch)
         return out

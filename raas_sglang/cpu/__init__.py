@@ -1,6 +1,6 @@
 """Runs SGLang on a machine without a GPU."""
 
-import ctypes.util
+import ctypes
 import os
 from pathlib import Path
 
@@ -9,7 +9,11 @@ _STAND_IN = Path(__file__).parent
 
 def has_driver() -> bool:
     """Whether an NVIDIA driver is installed, so that SGLang's own kernels can be imported."""
-    return ctypes.util.find_library("cuda") is not None
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def cpu_environment(page_size: int = 1) -> dict[str, str]:

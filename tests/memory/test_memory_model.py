@@ -83,7 +83,7 @@ class Generator:
     def operation(self, simulation: Simulation) -> Operation:
         draw, live = self.random, sorted(simulation.requests)
         if len(simulation.scheduler.waiting_queue) < 4 and (not live or draw.random() < 0.05):
-            return "arrive", self.arrival()
+            return "arrive", self.arrival(simulation.settings.score)
         if not live or draw.random() < 0.93:
             chunk = draw.choice((0, 0, 16, 17, 32))
             return "step", {"admit": draw.random() < 0.8, "chunk": chunk}
@@ -105,7 +105,7 @@ class Generator:
             }
         return self.last_prompt
 
-    def arrival(self) -> dict[str, Any]:
+    def arrival(self, score: str) -> dict[str, Any]:
         """A request, often one that stops where its budget is just full or just overwritten."""
         draw, self.arrived = self.random, self.arrived + 1
         budget = draw.choice((16,) * 9 + (32,) * 7 + (64,) * 3 + (24,))  # 24 is refused
@@ -115,7 +115,7 @@ class Generator:
         limits = (stop_at, budget, budget + 1, 150, 300, draw.randrange(1, 200))
         return {
             "number": self.arrived,
-            "policy": draw.choice(POLICIES),
+            "policy": draw.choice(POLICIES if score == "exact" else POLICIES[:-1]),
             "budget": budget,
             "max_new": draw.choice(limits),
             "stop_at": stop_at,

@@ -21,7 +21,7 @@ def test_resident_length_stops_at_the_budget(server, budget, past):
     assert info["resident_tokens"] == len(ids) + min(tokens, budget)
 
 
-@pytest.mark.parametrize("policy", ["raas", "window", "random", "h2o"])
+@pytest.mark.parametrize("policy", ["raas", "window", "random"])
 def test_every_policy_keeps_the_budget_in_one_batch(server, policy):
     lengths = (1, 2, 15, 16, 17, 33)
     prompts = [token_ids(server, problem(8, inputs=9).prompt)[:length] for length in lengths]

@@ -80,7 +80,7 @@ def test_forks_keep_their_own_choice(backend: Any) -> None:
         (sgl.gen, {}, ("raas", 64)),
         (raas.gen, {}, ("raas", 64)),
         (raas.gen, {"kv_budget": 16}, ("raas", 16)),
-        (raas.gen, {"kv_policy": "h2o"}, ("h2o", 64)),
+        (raas.gen, {"kv_policy": "random"}, ("random", 64)),
     ],
 )
 def test_what_a_call_leaves_out_is_the_servers(

@@ -13,7 +13,7 @@ LINES = 18  # 238 generated tokens
         ("dense", None, 260),
         ("raas", 512, 260),  # the whole output fits, so nothing is tracked
         ("raas", 512, 600),  # tracked, stamped, stored by the eviction path, ends before L
-        ("h2o", 512, 600),
+        ("random", 512, 600),
         ("window", 512, 600),
     ],
 )

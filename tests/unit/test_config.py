@@ -62,6 +62,7 @@ def test_help_explains_every_flag():
         ({"kv_score": "cosine"}, "--kv-score must be one of bound, exact, got 'cosine'"),
         ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
         ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
+        ({"kv_policy": "h2o"}, "--kv-policy h2o gathers .* add --kv-score exact"),
     ],
 )
 def test_wrong_settings_say_what_must_hold(settings, text):

@@ -37,6 +37,7 @@ def test_a_budget_that_holds_the_whole_output_never_evicts():
     [
         ({"kv_policy": "lru"}, "kv_policy must be one of dense, raas, window, random, h2o"),
         ({"kv_policy": 3}, "got 3"),
+        ({"kv_policy": "h2o"}, "kv_policy h2o gathers .* add --kv-score exact"),
         ({"kv_policy": None}, "got None"),
         ({"kv_policy": ["raas"]}, r"got \['raas'\]"),
         ({"kv_budget": "64"}, r"integer number of tokens, got '64' \(str\)"),

@@ -1,0 +1,115 @@
+"""The GPU's decode backend, over FlashInfer's `BatchDecodeWithPagedKVCacheWrapper`."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
+from sglang.srt.runtime_context import get_buffer, get_parallel
+from sglang.srt.utils import get_cuda_graph_max_batch_size
+
+from raas_kernels import DecodeBatch, RequestTables
+from raas_sglang.attention.in_place import InPlaceDecode
+
+_TILE_ROWS = 16
+_WORKSPACE_MARGIN = 16 * 2**20  # bytes
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+
+class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
+    """SGLang's FlashInfer attention whose decode stores in place and reads resident slots only.
+
+    A replayed CUDA graph runs while the scheduler already writes to `req_to_token` and to the
+    request tables for the next step, so the store reads copies: FlashInfer's own page table, and
+    the tables of the rows beside it. Where no row changed since the last step, as when all are
+    saturated, both copies and FlashInfer's plan are still right and nothing is done.
+
+    Args:
+        model_runner: SGLang's model runner.
+        **kwargs: As of `FlashInferAttnBackend`.
+    """
+
+    def __init__(self, model_runner: "ModelRunner", **kwargs: Any) -> None:
+        if (
+            kwargs.get("skip_prefill")
+            and not model_runner.server_args.enable_deterministic_inference
+        ):
+            get_buffer("flashinfer_workspace", lambda: _decode_workspace(model_runner))
+        super().__init__(model_runner, **kwargs)
+        self._planned: tuple[int, int, list[int]] | None = None
+
+    def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
+        """Plans a forward pass that runs without a CUDA graph."""
+        self._planned = None  # it overwrites the buffers of the graphs
+        super().init_forward_metadata(forward_batch)
+        if forward_batch.forward_mode.is_decode():
+            requests = self.pool.state.rows(forward_batch.req_pool_indices)
+            self.rows = self._rows(forward_batch, self.decode_wrappers[0], requests)
+
+    def init_cuda_graph_state(self, max_bs: int, *args: Any, **kwargs: Any) -> None:
+        """Allocates what the graphs of all batch sizes share."""
+        super().init_cuda_graph_state(max_bs, *args, **kwargs)
+        size = len(RequestTables._fields) * max_bs
+        self._graph_tables = torch.zeros(size, dtype=torch.int32, device=self.pool.device)
+
+    def init_forward_metadata_out_graph(
+        self, forward_batch: "ForwardBatch", in_capture: bool = False
+    ) -> None:
+        """Plans a decode step that is captured or replayed, unless the last plan still holds."""
+        batch_size = forward_batch.batch_size
+        plan = (batch_size, self.pool.state.epoch, forward_batch.seq_lens_cpu.tolist())
+        if plan == self._planned and not in_capture:
+            return
+        self._planned = plan
+        super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        fields = len(RequestTables._fields)
+        tables = self._graph_tables[: fields * batch_size].view(fields, batch_size)
+        requests = self.pool.state.rows(forward_batch.req_pool_indices[:batch_size], out=tables)
+        if in_capture:
+            wrapper = self.decode_cuda_graph_metadata[batch_size][0]
+            self.rows = self._rows(forward_batch, wrapper, requests)
+
+    def _create_decode_wrappers(self, bs: int, num_tokens: int) -> list[Any]:
+        """Wrappers of one batch size; all plan into one buffer, since one plan is in use at a time.
+
+        FlashInfer would take 8 MiB for each of them.
+        """
+        return [self._share_plan(w) for w in super()._create_decode_wrappers(bs, num_tokens)]
+
+    def _share_plan(self, wrapper: Any) -> Any:
+        shared = self.decode_wrappers[0]._int_workspace_buffer
+        wrapper.reset_workspace_buffer(self.workspace_buffer, shared)
+        return wrapper
+
+    def _rows(
+        self, forward_batch: "ForwardBatch", wrapper: Any, requests: RequestTables
+    ) -> DecodeBatch:
+        return DecodeBatch(
+            forward_batch.req_pool_indices,
+            forward_batch.positions,
+            forward_batch.out_cache_loc,
+            self.kv_indptr[0],
+            wrapper._paged_kv_indices_buf,
+            requests,
+        )
+
+
+def _decode_workspace(model_runner: "ModelRunner") -> torch.Tensor:
+    """FlashInfer's workspace, as large as decode needs it; SGLang's size is for prefill.
+
+    Split KV keeps a float32 output of 16 query rows for each query head and planned block, of which
+    there are two for each multiprocessor, or in a CUDA graph more than one for each row. FlashInfer
+    refuses to plan in less.
+    """
+    config, ranks = model_runner.model_config, get_parallel().attn_tp_size
+    heads, kv_heads = config.get_num_attention_heads(ranks), config.get_num_kv_heads(ranks)
+    properties = torch.cuda.get_device_properties(model_runner.device)
+    rows = get_cuda_graph_max_batch_size(
+        model_runner.server_args, model_runner.req_to_token_pool.size
+    )
+    tiles = rows + -(-rows * (heads // kv_heads) // _TILE_ROWS)
+    blocks = max(2 * properties.multi_processor_count // kv_heads, tiles)
+    size = heads * blocks * _TILE_ROWS * (config.head_dim + 1) * torch.float32.itemsize
+    return torch.empty(size + _WORKSPACE_MARGIN, dtype=torch.uint8, device=model_runner.device)

@@ -1,0 +1,49 @@
+"""The CPU engine's decode backend."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+from raas_kernels import DecodeBatch
+from raas_sglang.attention.in_place import InPlaceDecode
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+
+class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
+    """SGLang's torch attention whose decode stores in place and reads resident slots only.
+
+    Prefill is SGLang's.
+    """
+
+    def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
+        """Finds the slots of the rows in SGLang's own table."""
+        super().init_forward_metadata(forward_batch)
+        if not forward_batch.forward_mode.is_decode():
+            return
+        table = self.req_to_token_pool.req_to_token
+        requests = forward_batch.req_pool_indices
+        self.rows = DecodeBatch(
+            requests,
+            forward_batch.positions,
+            forward_batch.out_cache_loc,
+            requests.long() * table.shape[1],
+            table.view(-1),
+            self.pool.state.rows(requests),
+        )
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: "RadixAttention",
+        forward_batch: "ForwardBatch",
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        out = super()._attend(q, k, v, layer, forward_batch, **kwargs)
+        self.pool.score_exactly(layer, q, self.rows)
+        return out
