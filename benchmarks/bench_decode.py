@@ -1,0 +1,225 @@
+"""Inter-token latency of the decode step, in arms that differ in the KV policy alone.
+
+By default all arms decode one batch to the same resident length, prompt + L tokens, and are then
+measured in turns: one arm decodes a window of tokens while the others are paused, round by round.
+A dense arm grows by a window and a message in each round, so its rounds are laid around that length
+and the median is the round at it. An evicting arm is saturated before its first round.
+
+With --logical, one batch of each arm decodes to that length without pause, and the latency is
+measured on the way: after saturation and at every power of two.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from arms import POLICIES, Arm, started
+from decode_run import DecodeRun, Workload
+from local_server import REASONER
+from rows import RowFile, gpu_query
+from token_streams import OutOfTimeError
+
+SHAPES = Path(__file__).parent / "shapes"
+# What a minute or two on a CPU can do, with the same code.
+QUICK = {
+    "shape": "reasoner",
+    "batches": [1, 4],
+    "rounds": 3,
+    "prompt": 32,
+    "kv_budget": 64,
+    "window": 16,
+    "interval": 8,
+}
+
+
+def main() -> int:
+    args = parse_args()
+    # Ended from outside, it still stops its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    deadline = time.monotonic() + args.seconds
+    rows = RowFile(args.out, args.seed, args.commit)
+    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    load = Workload(args.prompt, args.kv_budget, args.window, args.interval, args.seed, model_path)
+    arms = [Arm(name, model_path, load.budget, server_flags(args, load)) for name in args.arms]
+    config = {"shape": args.shape, **load.config()}
+    with started(arms, say):
+        check_pools(arms)
+        try:
+            check_tokens(arms, load, rows, config, deadline)
+            for batch in args.batches:
+                if args.logical is None:
+                    measure_in_turns(arms, batch, args.rounds, load, rows, config, deadline)
+                else:
+                    for arm in arms:
+                        measure_over_length(arm, batch, args, load, rows, config, deadline)
+        except OutOfTimeError:
+            say(f"{args.seconds} s are used up; {args.out} holds what was measured")
+        note_memory(arms, rows, config)
+    return 0
+
+
+def check_pools(arms: list[Arm]) -> None:
+    """Every arm must have the pool that was asked for.
+
+    Raises:
+        RuntimeError: one has less, so the arms do not fit together.
+    """
+    for arm in arms:
+        asked = int(arm.flags[arm.flags.index("--max-total-tokens") + 1])
+        got = arm.information()["max_total_num_tokens"]
+        if got < asked:
+            raise RuntimeError(
+                f"the pool of arm {arm.name} must hold {asked} tokens, got {got}; "
+                "measure fewer arms together, smaller batches or fewer rounds"
+            )
+
+
+def check_tokens(
+    arms: list[Arm], load: Workload, rows: RowFile, config: dict[str, Any], deadline: float
+) -> None:
+    """Before anything is timed: an eviction that is not needed yet changes no token.
+
+    Raises:
+        RuntimeError: it did.
+    """
+    reference: list[list[int]] | None = None
+    for arm in (arm for arm in arms if arm.has_plugin):
+        for policy in ("dense", "raas"):
+            run = DecodeRun(arm, load, batch=4, tokens=load.checked_tokens + 16)
+            tokens = run.first_tokens(policy, load.checked_tokens, deadline)
+            reference = reference or tokens
+            if tokens != reference:
+                raise RuntimeError(
+                    f"policy {policy} of arm {arm.name} must give the tokens of a dense cache "
+                    f"while the budget is not full, got {tokens} for {reference}"
+                )
+            count = sum(map(len, tokens))
+            chosen = {**config, "arm": arm.name, "policy": policy, "batch": 4}
+            rows.write("tokens equal to a dense cache's", [count], "tokens", chosen)
+            say(f"{arm.name}, policy {policy}: {count} tokens as with a dense cache")
+
+
+def measure_in_turns(
+    arms: list[Arm],
+    batch: int,
+    rounds: int,
+    load: Workload,
+    rows: RowFile,
+    config: dict[str, Any],
+    deadline: float,
+) -> None:
+    """Brings all arms to the resident length, then measures them round by round."""
+    runs = []
+    for arm in arms:
+        first, last = load.span(arm.is_evicting, rounds)
+        # Twice as many, because a pause that comes late lets some more through.
+        run = DecodeRun(arm, load, batch, tokens=2 * last - first)
+        run.advance(first, deadline)
+        arm.pause()
+        runs.append(run)
+    for number in range(rounds):
+        for run in runs:
+            run.take_turn(deadline)
+        seen = ", ".join(f"{r.arm.name} {r.windows[-1].milliseconds:.3f} ms" for r in runs)
+        say(f"batch {batch}, round {number + 1}: {seen}")
+    for run in runs:
+        run.end()
+        run.write("inter-token latency at one resident length", run.windows, rows, config)
+
+
+def measure_over_length(
+    arm: Arm,
+    batch: int,
+    args: argparse.Namespace,
+    load: Workload,
+    rows: RowFile,
+    config: dict[str, Any],
+    deadline: float,
+) -> None:
+    """Decodes one batch to a logical length and measures on the way."""
+    stretch = args.rounds * load.window
+    saturated = load.prompt + load.budget + 2 * load.interval + stretch
+    lengths = [saturated, *(2**n for n in range(40) if saturated < 2**n <= args.logical)]
+    run = DecodeRun(arm, load, batch, tokens=lengths[-1] - load.prompt + 2 * load.interval)
+    for length in lengths:
+        first = length - load.prompt - stretch
+        windows = [
+            run.window_at(first + number * load.window, deadline) for number in range(args.rounds)
+        ]
+        run.write(f"inter-token latency at {length} logical tokens", windows, rows, config)
+        say(f"{arm.name}, batch {batch}, {length} logical: {windows[-1].milliseconds:.3f} ms")
+    run.end()
+
+
+def note_memory(arms: list[Arm], rows: RowFile, config: dict[str, Any]) -> None:
+    """Stores what each server says of its memory, and of an arm alone all that the device lent."""
+    used = gpu_query("memory.used") if len(arms) == 1 else None
+    for arm in arms:
+        usage = arm.information()["internal_states"][0]["memory_usage"]
+        lines = [line for line in arm.server.log().splitlines() if "avail mem" in line]
+        details = {"memory_usage_gb": usage, "log": lines, "flags": arm.flags}
+        chosen = {**config, "arm": arm.name}
+        rows.write("KV pool", [usage["kvcache"]], "GB", chosen, **details)
+        if used:
+            rows.write("device memory in use after the run", [float(used[0])], "MiB", chosen)
+
+
+def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
+    """The command line that all arms share."""
+    most = max(args.batches)
+    if args.logical is None:
+        longest = load.span(False, args.rounds)[1]
+    elif all(name.startswith("raas") for name in args.arms):
+        longest = load.budget
+    else:
+        longest = args.logical
+    pool = args.max_total_tokens or most * (load.prompt + longest) + 4096
+    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
+    # Arms that share a device see each other's memory as taken while they size their pools.
+    share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
+    return [
+        *weights,
+        *share,
+        *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
+        *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
+        *("--max-running-requests", str(most), "--max-total-tokens", str(pool)),
+        *shlex.split(args.server_flags),
+    ]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
+    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
+    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "raas"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128, 256])
+    parser.add_argument("--rounds", type=int, default=5, help="windows of each arm and batch")
+    parser.add_argument("--logical", type=int, help="logical length to decode to, without turns")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
+    parser.add_argument("--window", type=int, default=32, help="decode steps that are timed")
+    parser.add_argument("--interval", type=int, default=16, help="tokens in one message")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
+    parser.add_argument("--max-total-tokens", type=int, help="pool; what is needed by default")
+    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""What each op costs on a GPU, against the bytes that it must move and SGLang's own KV store.
+
+Every op runs on the separate buffers of all layers in one CUDA graph. L2 is flushed by reading
+before each replay, as a model's weights do, and the flush's own time is subtracted; queries, keys
+and values alone stay where the kernel before the store leaves them. Rows are saturated, and at
+staggered steps: one in 16 begins a page, but where it is said that all do.
+
+    PYTHONPATH=.:kernels python3 benchmarks/bench_ops.py --out ops.jsonl
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from raas_kernels import (
+    DecodeBatch,
+    EvictionBuffers,
+    Policy,
+    RequestTables,
+    StepBuffers,
+    StepOptions,
+    torch_ops,
+    triton_ops,
+)
+
+try:
+    from sglang.kernels.ops.kvcache.kvcache import store_cache
+except ImportError:
+    store_cache = None
+
+PROMPT_LEN, PAGE_SIZE = 256, 16
+CACHE_SLOTS = 1 << 16
+REPLAYS = 10
+
+
+class Shape(NamedTuple):
+    layers: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+class Case(NamedTuple):
+    """One thing to time: ``run`` does it for all layers."""
+
+    op: str
+    run: Callable[[], None]
+    bytes_moved: int
+
+
+SHAPES = {"7B": Shape(28, 28, 4, 128), "1.5B": Shape(28, 12, 2, 128)}
+
+
+class Workload:
+    """A batch of saturated RaaS requests with the caches and the state of all layers."""
+
+    def __init__(self, shape: Shape, budget: int, batch_size: int, seed: int) -> None:
+        self.shape, self.budget, self.rows = shape, budget, batch_size
+        self.pages = budget // PAGE_SIZE
+        self.generator = torch.Generator("cuda").manual_seed(seed)
+        self.options = StepOptions(PAGE_SIZE, 0, True, None)
+        sizes = (shape.q_heads, shape.kv_heads, shape.kv_heads)
+        qkv = self._integers((batch_size, sum(sizes), shape.head_dim), -3, 4).bfloat16()
+        self.q, self.k, self.v = qkv.split(sizes, dim=1)
+        cache = (shape.layers, CACHE_SLOTS, shape.kv_heads, shape.head_dim)
+        self.key_cache = torch.zeros(cache, dtype=torch.bfloat16, device="cuda")
+        self.value_cache = torch.zeros_like(self.key_cache)
+        self.buffers = self._buffers()
+        state = (shape.layers, batch_size)
+        self.step = StepBuffers(
+            torch.zeros(*state, shape.q_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda"),
+            torch.zeros(*state, shape.kv_heads, self.pages, device="cuda"),
+            torch.zeros(shape.layers, 0, shape.kv_heads, self.pages, device="cuda"),
+        )
+        self.batch = self._batch(torch.arange(1, batch_size + 1))
+        self.beginning = self._batch(torch.zeros(batch_size))
+
+    def _integers(self, size: tuple[int, ...], low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, size, generator=self.generator, device="cuda")
+
+    def _buffers(self) -> EvictionBuffers:
+        shape = (self.shape.layers, self.rows + 1, self.shape.kv_heads, self.pages)
+        births = torch.rand(shape, generator=self.generator, device="cuda").argsort(-1) * PAGE_SIZE
+        bounds = (*shape, self.shape.head_dim)
+        low = torch.empty(bounds, dtype=torch.bfloat16, device="cuda")
+        high = torch.empty_like(low)
+        # Small integers, whose sums are exact in any order, filled in place: int64 needs 4x more.
+        low.random_(0, 4, generator=self.generator).neg_()
+        high.random_(0, 4, generator=self.generator)
+        return EvictionBuffers(
+            self._integers(shape, 0, 2 * self.budget).int(),
+            births.int(),
+            torch.zeros(shape, device="cuda"),
+            self._integers(shape[:3], 0, self.pages).int(),
+            low,
+            high,
+        )
+
+    def _kv_slots(self, count: int) -> torch.Tensor:
+        """Slots in random order; large batches share some, which only changes what is stored."""
+        order = torch.randperm(CACHE_SLOTS - 1, generator=self.generator, device="cuda").int() + 1
+        return order.repeat(-(-count // len(order)))[:count]
+
+    def _batch(self, offsets: torch.Tensor) -> DecodeBatch:
+        """The rows at some steps after saturation: an offset of 0 begins a page."""
+        resident = PROMPT_LEN + self.budget
+        columns = (int(Policy.RAAS), PROMPT_LEN, self.budget, self.pages // 2)
+        return DecodeBatch(
+            torch.arange(1, self.rows + 1, device="cuda"),
+            (PROMPT_LEN + 2 * self.budget + offsets).long().cuda(),
+            1 + torch.arange(self.rows, device="cuda"),
+            torch.arange(self.rows + 1, dtype=torch.int32, device="cuda") * resident,
+            self._kv_slots(self.rows * resident),
+            RequestTables(
+                *(torch.full((self.rows,), c, dtype=torch.int32, device="cuda") for c in columns)
+            ),
+        )
+
+    def store(self, ops: Any, batch: DecodeBatch) -> None:
+        for layer in range(self.shape.layers):
+            ops.store_decode(
+                self.q, self.k, self.v, self.key_cache[layer], self.value_cache[layer],
+                self.step.queries[layer], batch, self.buffers.layer(layer), layer, self.options,
+            )  # fmt: skip
+
+    def score(self, ops: Any) -> None:
+        ops.score_pages(self.step, self.batch, self.buffers, self.options)
+
+    def stamp(self, ops: Any) -> None:
+        ops.stamp_decode(self.step, self.batch, self.buffers, self.options)
+
+    def sglang_store(self) -> None:
+        """SGLang's store of the same keys and values; torch's where SGLang is not installed."""
+        width = self.shape.kv_heads * self.shape.head_dim
+        k, v = self.k.flatten(1), self.v.flatten(1)
+        for layer in range(self.shape.layers):
+            keys = self.key_cache[layer].view(-1, width)
+            values = self.value_cache[layer].view(-1, width)
+            if store_cache is None:
+                keys[self.batch.out_cache_loc] = k
+                values[self.batch.out_cache_loc] = v
+            else:
+                store_cache(k, v, keys, values, self.batch.out_cache_loc)
+
+    def cases(self) -> Iterator[Case]:
+        """All that is timed; bytes are those of all layers, state of the beginning pages aside."""
+        shape, ops = self.shape, triton_ops
+        vector = shape.head_dim * 2
+        heads = shape.layers * self.rows * shape.kv_heads
+        group = shape.q_heads // shape.kv_heads
+        plain, kept = heads * 4 * vector, heads * (4 + 2 * group) * vector
+        begun = heads * 12 * self.pages
+        yield Case(
+            "store, torch index_put" if store_cache is None else "store, SGLang store_cache",
+            self.sglang_store,
+            plain,
+        )
+        yield Case("store_decode", partial(self.store, ops, self.batch), plain + kept)
+        yield Case(
+            "store_decode, all begin",
+            partial(self.store, ops, self.beginning),
+            plain + kept + begun,
+        )
+        scored = heads * (2 * self.pages * vector + group * vector + 4 * self.pages)
+        yield Case("score_pages", partial(self.score, ops), scored)
+        yield Case("stamp_decode", partial(self.stamp, ops), heads * 6 * self.pages)
+
+
+def check(shape: Shape, seed: int) -> None:
+    """One step on the kernels and on the torch ops must leave equal state behind.
+
+    Raises:
+        AssertionError: it does not; nothing is timed then.
+    """
+    ours, theirs = (Workload(shape, 1024, 16, seed) for _ in range(2))
+    for work, ops in ((ours, triton_ops), (theirs, torch_ops)):
+        work.store(ops, work.batch)
+        work.score(ops)
+        work.stamp(ops)
+    state = ((*w.buffers, *w.step, w.key_cache, w.value_cache) for w in (ours, theirs))
+    for got, want in zip(*state, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+class Stopwatch:
+    """Times CUDA graphs that begin with a cold L2."""
+
+    def __init__(self, repeats: int) -> None:
+        self.repeats = repeats
+        self.weights = torch.zeros(24 << 20, dtype=torch.float32, device="cuda")  # 2x the L2
+        self.flush_us = statistics.median(self._graph_us(lambda: None))
+
+    def __call__(self, run: Callable[[], None]) -> list[float]:
+        """Microseconds of one run, once for each repeat."""
+        return [each - self.flush_us for each in self._graph_us(run)]
+
+    def bandwidths(self) -> dict[str, int]:
+        """GB/s of a large copy on the device, bytes read and written, and of a large read."""
+        source = torch.ones(1 << 28, dtype=torch.float32, device="cuda")
+        copy = partial(torch.neg, source, out=torch.empty_like(source))
+        size = 4 * len(source)
+        copied, read = (statistics.median(self(run)) for run in (copy, source.sum))
+        return {"copy_gb_s": round(2 * size / copied / 1e3), "read_gb_s": round(size / read / 1e3)}
+
+    def _graph_us(self, run: Callable[[], None]) -> list[float]:
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.weights.sum()
+            run()
+        graph.replay()
+        times = []
+        for _ in range(self.repeats):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            for _ in range(REPLAYS):
+                graph.replay()
+            ended.record()
+            torch.cuda.synchronize()
+            times.append(began.elapsed_time(ended) * 1e3 / REPLAYS)
+        return times
+
+
+def main() -> None:
+    args = parse_args()
+    stopwatch = Stopwatch(args.repeats)
+    bandwidths = stopwatch.bandwidths()
+    common = environment(args) | bandwidths
+    print(f"{common['gpu']} {bandwidths}")
+    print("us of all layers, us of one, share of the larger bandwidth")
+    with args.out.open("w") as out:
+        for name in args.shape:
+            check(SHAPES[name], args.seed)
+            for budget in args.budget:
+                for batch_size in args.batch:
+                    work = Workload(SHAPES[name], budget, batch_size, args.seed)
+                    for case in work.cases():
+                        row = measure(case, stopwatch, max(bandwidths.values()))
+                        row["config"] = {"shape": name, "budget": budget, "batch": batch_size}
+                        row["config"] |= SHAPES[name]._asdict()
+                        out.write(json.dumps(row | common) + "\n")
+                        out.flush()
+                        print_row(row)
+                    del work, case
+
+
+def measure(case: Case, stopwatch: Stopwatch, bandwidth: int) -> dict[str, Any]:
+    times = sorted(stopwatch(case.run))
+    median = statistics.median(times)
+    return {
+        "op": case.op,
+        "result": round(median, 2),
+        "unit": "us for all layers of one step",
+        "spread": [round(times[0], 2), round(times[-1], 2)],
+        "bytes": case.bytes_moved,
+        "share_of_bandwidth": round(case.bytes_moved / median / 1e3 / bandwidth, 3),
+    }
+
+
+def print_row(row: dict[str, Any]) -> None:
+    config = row["config"]
+    where = f"{config['shape']:>5} L {config['budget']:>5} batch {config['batch']:>3}"
+    each = row["result"] / config["layers"]
+    share = 100 * row["share_of_bandwidth"]
+    print(f"{where}  {row['op']:<26}{row['result']:>9.1f} {each:>7.2f} {share:>6.1f} %", flush=True)
+
+
+def environment(args: argparse.Namespace) -> dict[str, Any]:
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader"]
+    driver, clock = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
+    return {
+        "command": " ".join(["python3", *sys.argv]),
+        "commit": args.commit or described_commit(),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver,
+        "sm_clock": clock,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+        "seed": args.seed,
+        "repeats": args.repeats,
+    }
+
+
+def described_commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty"]
+    return subprocess.check_output(describe, text=True).strip()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--budget", nargs="+", type=int, default=[1024, 4096])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 16, 64, 128, 256])
+    parser.add_argument("--repeats", type=int, default=7, help="of which the median counts")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--commit", help="where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="file for the rows, JSON lines")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
