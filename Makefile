@@ -19,9 +19,10 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# With the python3 of a GPU host that has torch, Triton and pytest. No test of these skips.
+# With the python3 of a GPU host that has SGLang, this plugin's metadata and pytest. No test skips.
+# `ARGS=--deselect=tests/gpu` runs the kernels' tests alone, which need torch, Triton and pytest.
 gpu-test:
-	PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs -m gpu tests/ops $(ARGS)
+	PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs -m gpu tests/ops tests/gpu $(ARGS)
 
 $(READY): pyproject.toml setup.sh
 	./setup.sh

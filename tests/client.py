@@ -1,5 +1,6 @@
 """What the tests ask a server."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
@@ -52,6 +53,21 @@ def token_ids(server, text: str) -> list[int]:
     response = post(server, "/tokenize", {"prompt": text, "add_special_tokens": False})
     assert response.status_code == 200, response.text
     return response.json()["tokens"]
+
+
+def flush_cache(server) -> None:
+    """Empties the radix tree, which needs a server that has become idle."""
+    for _ in range(60):
+        if requests.post(server.url + "/flush_cache", timeout=TIMEOUT_S).status_code == 200:
+            return
+        time.sleep(0.5)
+    raise AssertionError("the server did not become idle")
+
+
+def used_tokens(server) -> int:
+    """Tokens of the pool that requests or the radix tree hold."""
+    load = requests.get(server.url + "/v1/loads?include=all", timeout=TIMEOUT_S).json()
+    return sum(rank["num_used_tokens"] for rank in load["loads"])
 
 
 def assert_chain_right(asked: Problem, answer: dict) -> None:

@@ -1,0 +1,117 @@
+"""Servers on one GPU. They start side by side, since a start is mostly imports and compilation."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from arms import loads_plugin
+from client import STRICT
+from local_server import LocalServer
+from raas_sglang.cpu import has_driver
+
+# Half of the memory that is free at the start is more than enough for each: the pool is small.
+FLAGS = (
+    *("--max-running-requests", "128", "--cuda-graph-max-bs-decode", "128"),
+    *("--max-total-tokens", "300000", "--mem-fraction-static", "0.5"),
+    *("--disable-prefill-cuda-graph", "--skip-server-warmup", "--sleep-on-idle"),
+)
+RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
+DETERMINISTIC = (*RAAS, "--enable-deterministic-inference")
+SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
+
+# Flags and environment of the server behind each fixture. The first two are compared in what they
+# read back from the device, which SGLang's strict checks do as well.
+SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "plain_server": (SAME_ATTENTION, {"SGLANG_PLUGINS": "qwen2_head_dim"}),
+    "server": (RAAS, {}),
+    "paged_server": ((*RAAS, "--page-size", "16", "--chunked-prefill-size", "256"), STRICT),
+    "half_server": ((*RAAS, "--dtype", "float16", "--disable-overlap-schedule"), STRICT),
+    "exact_server": ((*RAAS, "--kv-score", "exact"), STRICT),
+    "deterministic_server": (DETERMINISTIC, STRICT),
+    "eager_server": ((*DETERMINISTIC, "--disable-decode-cuda-graph"), STRICT),
+}
+Fleet = dict[str, Future[LocalServer]]
+
+
+def _started(server: LocalServer) -> LocalServer:
+    server.start()
+    return server
+
+
+def _asked_names(item: pytest.Item) -> list[object]:
+    """Fixtures of a test, and values of its parameters, which may name a server too."""
+    call = getattr(item, "callspec", None)
+    return [*item.fixturenames, *(call.params.values() if call else ())]
+
+
+@pytest.fixture(scope="session")
+def fleet(request) -> Iterator[Fleet]:
+    """The servers that the selected tests ask for, all starting at the same time."""
+    assert has_driver(), "libcuda must be where the linker looks for it, or SGLang's kernels fail"
+    wanted = [name for item in request.session.items for name in _asked_names(item)]
+    servers = {
+        name: LocalServer([*FLAGS, *flags], {**os.environ, **environment})
+        for name, (flags, environment) in SERVERS.items()
+        if name in wanted
+    }
+    with ThreadPoolExecutor(len(servers)) as pool:
+        yield {name: pool.submit(_started, server) for name, server in servers.items()}
+        list(pool.map(LocalServer.stop, servers.values()))
+
+
+def _running(fleet: Fleet, name: str) -> Iterator[LocalServer]:
+    running = fleet[name].result()
+    yield running
+    assert running.is_alive(), running.log_end()
+
+
+@pytest.fixture(scope="session")
+def plain_server(fleet) -> Iterator[LocalServer]:
+    """SGLang without RaaS, with the attention kernels that RaaS uses."""
+    for running in _running(fleet, "plain_server"):
+        assert not loads_plugin(running.environment)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(fleet) -> Iterator[LocalServer]:
+    """RaaS as a user starts it: radix cache, overlap scheduling and CUDA graphs on."""
+    yield from _running(fleet, "server")
+
+
+@pytest.fixture(scope="session")
+def paged_server(fleet) -> Iterator[LocalServer]:
+    """RaaS with page size 16 and prompts in chunks of 256 tokens."""
+    yield from _running(fleet, "paged_server")
+
+
+@pytest.fixture(scope="session")
+def half_server(fleet) -> Iterator[LocalServer]:
+    """RaaS in float16 and without overlap scheduling."""
+    yield from _running(fleet, "half_server")
+
+
+@pytest.fixture(scope="session")
+def exact_server(fleet) -> Iterator[LocalServer]:
+    """RaaS that scores pages by attention probability."""
+    yield from _running(fleet, "exact_server")
+
+
+@pytest.fixture(scope="session")
+def deterministic_server(fleet) -> Iterator[LocalServer]:
+    """RaaS with kernels whose results do not depend on the batch."""
+    yield from _running(fleet, "deterministic_server")
+
+
+@pytest.fixture(scope="session")
+def eager_server(fleet) -> Iterator[LocalServer]:
+    """As `deterministic_server`, without CUDA graphs."""
+    yield from _running(fleet, "eager_server")
+
+
+@pytest.fixture(scope="session", params=["server", "paged_server", "half_server", "exact_server"])
+def evicting_server(request, fleet) -> Iterator[LocalServer]:
+    """RaaS in each of the ways that differ in what they do with memory."""
+    yield from _running(fleet, request.param)
