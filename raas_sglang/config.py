@@ -56,6 +56,9 @@ class RaasConfig:
     kv_stamp_alpha: float = _flag(
         1e-4, "Attention probability above which alpha stamps a page (between 0 and 1)."
     )
+    kv_stamp_interval: int = _flag(
+        1, "Decode steps from one stamping of a request's pages to the next (1: the paper's rule)."
+    )
 
     def __post_init__(self) -> None:
         _one_of("--kv-policy", self.kv_policy, POLICY_NAMES)
@@ -74,6 +77,11 @@ class RaasConfig:
             raise ValueError(
                 f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "
                 f"got {self.max_budget}; leave it out to use --kv-budget"
+            )
+        if not _is_int(self.kv_stamp_interval) or self.kv_stamp_interval < 1:
+            raise ValueError(
+                "--kv-stamp-interval must be a positive number of decode steps, "
+                f"got {self.kv_stamp_interval!r}; use 1 for every step"
             )
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)

@@ -48,7 +48,11 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         self.req_to_token_pool = req_to_token_pool
         self.ops = implementation(self.device)
         self.options = StepOptions(
-            config.kv_eviction_page_size, head_offset, config.kv_score == "bound", config.alpha
+            config.kv_eviction_page_size,
+            head_offset,
+            config.kv_score == "bound",
+            config.alpha,
+            config.kv_stamp_interval,
         )
         num_slots = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_slots, self.device)

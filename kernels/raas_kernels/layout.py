@@ -117,9 +117,12 @@ class StepOptions(NamedTuple):
         head_offset: Index of this rank's first KV head, so that ranks agree with one GPU.
         bound_scores: Whether RaaS pages are scored by their bounds; if not, by attention.
         alpha: Threshold of the alpha rule; None for top-r.
+        stamp_interval: Decode steps of a request from one stamping of its RaaS pages to the next;
+            the last step of each interval stamps. The page being filled is stamped at every step.
     """
 
     page_size: int
     head_offset: int
     bound_scores: bool
     alpha: float | None
+    stamp_interval: int = 1

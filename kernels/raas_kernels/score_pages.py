@@ -60,6 +60,7 @@ def score_pages(
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_PAGES=tile,
         PAGE_SIZE=options.page_size,
+        STAMP_INTERVAL=options.stamp_interval,
         num_warps=4,
     )
 
@@ -85,6 +86,7 @@ def _score_pages_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    STAMP_INTERVAL: tl.constexpr,
 ):
     head = tl.program_id(0) % HEADS
     first = tl.program_id(0) // HEADS * BLOCK_PAGES
@@ -94,7 +96,8 @@ def _score_pages_kernel(
     slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
     count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
-    if (policy == RAAS) & (first < count):
+    due = (step + 1) % STAMP_INTERVAL == 0
+    if (policy == RAAS) & due & (first < count):
         pages = first + tl.arange(0, BLOCK_PAGES)
         dims = tl.arange(0, BLOCK_DIM)
         members = tl.arange(0, BLOCK_GROUP)

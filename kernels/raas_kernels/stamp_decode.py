@@ -50,6 +50,7 @@ def stamp_decode(
         PAGE_SIZE=options.page_size,
         BOUND_SCORES=options.bound_scores,
         ALPHA=options.alpha is not None,
+        STAMP_INTERVAL=options.stamp_interval,
         num_warps=1,
     )
 
@@ -76,6 +77,7 @@ def _stamp_decode_kernel(
     PAGE_SIZE: tl.constexpr,
     BOUND_SCORES: tl.constexpr,
     ALPHA: tl.constexpr,
+    STAMP_INTERVAL: tl.constexpr,
 ):
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -92,8 +94,8 @@ def _stamp_decode_kernel(
             gathered = tl.load(mass_ptr + state + pages, mask=inside, other=0.0)
             gained = tl.load(page_mass_ptr + here + pages, mask=inside, other=0.0)
             tl.store(mass_ptr + state + pages, gathered + gained, mask=inside)
-    if policy == RAAS:
-        step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+    step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+    if (policy == RAAS) & ((step + 1) % STAMP_INTERVAL == 0):
         count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
         # The page being filled is stamped when its token is stored; it takes no other's place.
         candidate = (pages < count) & (pages != tl.load(current_ptr + owner))

@@ -75,7 +75,7 @@ def score_pages(
         buffers: Eviction state of all layers.
         options: Server-wide choices.
     """
-    rows = _rows(batch, batch.requests.policies == Policy.RAAS)
+    rows = _rows_to_stamp(batch, options)
     present = _present(rows, buffers, options)[:, None]
     for layer in range(buffers.stamps.shape[0]):
         queries, page_scores, _ = step.layer(layer)
@@ -98,7 +98,7 @@ def stamp_decode(
         buffers: Eviction state of all layers; stamps and mass are updated.
         options: Server-wide choices.
     """
-    raas = _rows(batch, batch.requests.policies == Policy.RAAS)
+    raas = _rows_to_stamp(batch, options)
     h2o = _rows(batch, batch.requests.policies == Policy.H2O)
     present = _present(raas, buffers, options)[:, None]
     pages = torch.arange(buffers.stamps.shape[3], device=buffers.stamps.device)
@@ -169,6 +169,11 @@ def _rows(batch: DecodeBatch, mask: torch.Tensor) -> _Rows:
     index = torch.arange(step.shape[0], device=step.device)
     rows = _Rows(index, batch.req_pool_indices.long(), step, *batch.requests)
     return rows.where(mask)
+
+
+def _rows_to_stamp(batch: DecodeBatch, options: StepOptions) -> _Rows:
+    rows = _rows(batch, batch.requests.policies == Policy.RAAS)
+    return rows.where((rows.step + 1) % options.stamp_interval == 0)
 
 
 def _advance(

@@ -38,7 +38,11 @@ class Engine:
         self.layers, self.heads, self.group, self.dim = layers, heads, group, dim
         ratio = 0.5
         self.options = StepOptions(
-            PAGE, HEAD_OFFSET, options.get("bound_scores", True), options.get("alpha")
+            PAGE,
+            HEAD_OFFSET,
+            options.get("bound_scores", True),
+            options.get("alpha"),
+            options.get("stamp_interval", 1),
         )
         self.slots = list(range(1, len(requests) + 1))
         random.Random(7).shuffle(self.slots)
@@ -168,7 +172,7 @@ class Engine:
         if naive.policy == "h2o" and not self.options.bound_scores:
             for place in present:
                 naive.pages[place].mass += float(mass[place])
-        if naive.policy != "raas":
+        if naive.policy != "raas" or (step + 1) % self.options.stamp_interval:
             return
         if self.options.bound_scores:
             naive.stamp_top(step, {p: naive.bound(p, group) for p in present})
@@ -215,6 +219,7 @@ REQUESTS = [
 ]
 MODES = {
     "bound": {"bound_scores": True},
+    "interval": {"bound_scores": True, "stamp_interval": 3},
     "exact": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.75},
 }

@@ -60,6 +60,7 @@ def test_help_explains_every_flag():
         ({"kv_max_budget": 512}, r"--kv-max-budget must be at least --kv-budget \(1024\), got 512"),
         ({"kv_eviction_page_size": 12}, "--kv-eviction-page-size must be a power of two, got 12"),
         ({"kv_score": "cosine"}, "--kv-score must be one of bound, exact, got 'cosine'"),
+        ({"kv_stamp_interval": 0}, "--kv-stamp-interval must be a positive number .* got 0; use 1"),
         ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
         ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
         ({"kv_policy": "h2o"}, "--kv-policy h2o gathers .* add --kv-score exact"),
