@@ -18,6 +18,7 @@ FLAGS = (
     *("--disable-prefill-cuda-graph", "--skip-server-warmup", "--sleep-on-idle"),
 )
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
+HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
 DETERMINISTIC = (*RAAS, "--enable-deterministic-inference")
 SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
 
@@ -27,7 +28,7 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "plain_server": (SAME_ATTENTION, {"SGLANG_PLUGINS": "qwen2_head_dim"}),
     "server": (RAAS, {}),
     "paged_server": ((*RAAS, "--page-size", "16", "--chunked-prefill-size", "256"), STRICT),
-    "half_server": ((*RAAS, "--dtype", "float16", "--disable-overlap-schedule"), STRICT),
+    "half_server": ((*RAAS, *HALF, "--disable-overlap-schedule"), STRICT),
     "exact_server": ((*RAAS, "--kv-score", "exact"), STRICT),
     "deterministic_server": (DETERMINISTIC, STRICT),
     "eager_server": ((*DETERMINISTIC, "--disable-decode-cuda-graph"), STRICT),
@@ -89,7 +90,7 @@ def paged_server(fleet) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def half_server(fleet) -> Iterator[LocalServer]:
-    """RaaS in float16 and without overlap scheduling."""
+    """RaaS in float16, with FlashInfer for prefill as well, and without overlap scheduling."""
     yield from _running(fleet, "half_server")
 
 
