@@ -12,6 +12,7 @@ from arms import loads_plugin
 from client import STRICT
 from local_server import CPU_FLAGS, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
+from rows import RowFile
 
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
@@ -22,6 +23,28 @@ def pytest_configure() -> None:
     if not has_driver():
         os.environ.update(cpu_environment())
         sys.path.insert(0, str(Path(raas_sglang.cpu.__file__).parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Flags for a run whose outcome is kept."""
+    parser.addoption("--row", type=Path, help="append what came out to this file, as a JSON line")
+    parser.addoption("--commit", help="commit that is tested, where git is not at hand")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Stores how many tests passed, failed and were skipped, with device and versions."""
+    path: Path | None = config.getoption("--row")
+    if path is None:
+        return
+    counts = {
+        name: len(terminalreporter.stats.get(name, ()))
+        for name in ("passed", "failed", "error", "skipped")
+    }
+    arguments = ("-m", "pytest", *map(str, config.invocation_params.args))
+    rows = RowFile(path, seed=0, commit=config.getoption("--commit"), command=arguments)
+    rows.write("tests passed", [counts.pop("passed")], "tests", counts)
 
 
 def start_server(*flags: str, page_size: int = 1, **environment: str) -> LocalServer:
