@@ -144,10 +144,9 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         self.ops.stamp_decode(state.step, rows, state.buffers, self.options)
 
     def resume(self, slot: int, request: RequestState) -> None:
-        """Cuts a request whose output was prefilled again back to its budget.
+        """Lets a request go on whose last L generated tokens were prefilled again.
 
-        Moves its last L generated tokens into the budget slots [P, P + L) and rebuilds the eviction
-        state. The caller frees the slots above.
+        Moves each to its place in the budget slots [P, P + L) and rebuilds the eviction state.
 
         Args:
             slot: The request's slot.
@@ -156,7 +155,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         page_size = self.config.kv_eviction_page_size
         layout = budget_layout(request.generated_len, request.options.budget, page_size)
         row = self.req_to_token_pool.req_to_token[slot].long()
-        source = row[request.prompt_len + layout.tokens.to(row.device)]
+        source = row[request.prompt_len + layout.tokens.to(row.device) - request.skipped_len]
         target = row[request.prompt_len : request.prompt_len + len(layout.tokens)]
         for index in range(self.layer_num):
             keys = self.k_buffer[index][source]

@@ -121,12 +121,19 @@ class RequestState:
         logical_len: Tokens of the text whose keys and values were computed, steps in flight
             included.
         resident_len: Slots that the request holds, shared prompt included.
+        skipped_len: Generated tokens that were left out when it was prefilled again.
     """
 
     options: RequestOptions
     prompt_len: int
     logical_len: int = 0
     resident_len: int = 0
+    skipped_len: int = 0
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it can never hold more than P + L slots; true of every policy but dense."""
+        return self.options.policy is not Policy.DENSE
 
     @property
     def capacity(self) -> int:
@@ -140,13 +147,35 @@ class RequestState:
 
     @property
     def has_overwritten(self) -> bool:
-        """Whether a step, finished or in flight, has overwritten a generated token."""
-        return self.options.evicts and self.logical_len > self.capacity
+        """Whether its slots no longer hold its text from the start on.
+
+        So it is once a step, finished or in flight, has overwritten a generated token, or once
+        tokens were left out when the request was prefilled again.
+        """
+        return self.options.evicts and self.logical_len > self.resident_len
 
     @property
     def generated_len(self) -> int:
         """Generated tokens whose keys and values were computed."""
         return max(0, self.logical_len - self.prompt_len)
+
+    def skip(self, generated: int) -> int:
+        """Leaves out what a request that is prefilled again would give up at once.
+
+        Args:
+            generated: Tokens that it has generated.
+
+        Returns:
+            How many of them, from the first on, are not prefilled again.
+        """
+        self.skipped_len = max(0, generated - self.options.budget) if self.options.evicts else 0
+        return self.skipped_len
+
+    def prefilled(self, resident_len: int) -> None:
+        """Notes that the slots up to ``resident_len`` hold their tokens."""
+        self.resident_len = resident_len
+        skipped = self.skipped_len if resident_len > self.prompt_len else 0
+        self.logical_len = resident_len + skipped
 
     def report(self) -> dict[str, Any]:
         """What the response says in ``meta_info``."""

@@ -83,6 +83,16 @@ def retracting_server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture(scope="session")
+def small_server() -> Iterator[LocalServer]:
+    """RaaS in a pool of 144 tokens, where admission expects too little of dense requests."""
+    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "128")
+    pool = ("--max-total-tokens", "144", "--chunked-prefill-size", "32")
+    with start_server(*flags, *pool, SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION="8") as running:
+        yield running
+        assert running.is_alive(), running.log_end()
+
+
+@pytest.fixture(scope="session")
 def paged_server() -> Iterator[LocalServer]:
     """Page size 16 and this project's Triton kernels, both interpreted on the CPU."""
     flags = ("--kv-policy", "raas", "--kv-budget", "32", "--kv-max-budget", "128")

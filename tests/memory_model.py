@@ -76,6 +76,7 @@ class ModelRequest:
         names: Prefix names of prompt and generated tokens.
         logical: Tokens whose keys and values were computed.
         owed: Generated tokens were prefilled and none was decoded since.
+        skipped: Generated tokens that were left out then.
         resident: For each head, positions of the generated tokens it has.
     """
 
@@ -87,6 +88,7 @@ class ModelRequest:
     names: list[int]
     logical: int = 0
     owed: bool = False
+    skipped: int = 0
     resident: list[set[int]] = field(default_factory=lambda: [set() for _ in range(HEADS)])
 
     @property
@@ -96,9 +98,22 @@ class ModelRequest:
     @property
     def slots(self) -> int:
         """Slots that it must hold."""
-        if not self.evicts or self.owed:
-            return self.logical
-        return min(self.logical, self.prompt_len + self.budget)
+        held = self.logical - self.skipped
+        return min(held, self.prompt_len + self.budget) if self.evicts else held
+
+    @property
+    def shown(self) -> list[int]:
+        """Names that its slots show in this order, as far as the order is known."""
+        first, last = self.prompt_len + self.skipped, self.logical
+        if self.evicts and not self.owed and self.generated > self.budget:
+            last = first
+        return self.names[: min(self.prompt_len, last)] + self.names[first:last]
+
+    def kept(self, count: int) -> list[int]:
+        """Positions of prompt and budget, when it is interrupted after ``count`` tokens."""
+        skipped = max(0, count - self.budget) if self.evicts else 0
+        start, end = self.prompt_len + skipped, self.prompt_len + count
+        return [*range(self.prompt_len), *range(start, end)]
 
     def contents(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         names = torch.tensor([self.names[p] for p in positions])
@@ -154,14 +169,15 @@ class MemoryModel:
         self.requests: dict[int, ModelRequest] = {}
         self.overwrites = self.resumptions = 0
 
-    def prefilled(self, number: int, start: int, row: list[int], tree: set[int]) -> None:
-        """Positions from ``start`` to the end of ``row`` were computed."""
+    def prefilled(self, number: int, positions: list[int], row: list[int], tree: set[int]) -> None:
+        """These positions of the text were computed, into the last slots of ``row``."""
         request = self.requests[number]
-        request.logical = len(row)
+        request.logical = positions[-1] + 1
+        request.skipped = request.logical - len(row)
         request.owed = request.logical > request.prompt_len
-        written = row[start:]
+        written = row[-len(positions) :]
         require(not tree & set(written), "prompt_untouched", f"{number} prefills into the tree")
-        keys, values = request.contents(list(range(start, len(row))))
+        keys, values = request.contents(positions)
         self.keys[written], self.values[written] = keys, values
 
     def decoded(
@@ -170,7 +186,7 @@ class MemoryModel:
         """One more token was computed; ``keys`` and ``values`` are the pool after it."""
         request = self.requests[number]
         position, owed = request.logical, request.owed
-        request.logical, request.owed = position + 1, False
+        request.logical, request.owed, request.skipped = position + 1, False, 0
         require(len(row) == request.slots, "budget_bound", f"{number} has {len(row)} slots")
         full = request.generated > request.budget
         if request.evicts and (owed or full):
@@ -288,11 +304,9 @@ class MemoryModel:
         """Rows show their text as far as it is not overwritten."""
         slots, names = [], []
         for number, row in seen.rows.items():
-            request = self.requests[number]
-            whole = request.owed or request.generated <= request.budget or not request.evicts
-            count = request.logical if whole else request.prompt_len
-            slots += row[:count]
-            names += request.names[: min(count, request.logical)]
+            shown = self.requests[number].shown
+            slots += row[: len(shown)]
+            names += shown
         wrong = _misnamed(keys, slots, names)
         require(not wrong, "row_contents", f"slots {wrong} show other text")
 

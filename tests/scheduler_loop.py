@@ -1,8 +1,12 @@
 """SGLang's scheduler without its processes: every part that a simulation does not give is off."""
 
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
+from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers import scheduler
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 
 class Silent:
@@ -20,20 +24,40 @@ class Silent:
         return 0
 
 
-class SchedulerLoop(scheduler.Scheduler):
-    """SGLang's scheduler with the parts that a simulation gives it; every other feature is off."""
-
-    def __init__(self, **parts: Any) -> None:
-        vars(self).update(parts)
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
+def _first(batch: Any, **_: Any) -> Any:
+    return batch
 
 
-SILENT = Silent()
-MUTE = (
+_SILENT = Silent()
+_MUTE = (
     *("ipc_channels", "metrics_reporter", "output_streamer", "load_inquirer"),
     *("kv_events_publisher", "publish_load_snapshot", "_record_step_counters"),
     *("grammar_manager", "dllm_manager", "tp_worker"),
 )
+_PARTS = {
+    "is_generation": True,
+    "spec_algorithm": SpeculativeAlgorithm.NONE,
+    "disaggregation_mode": DisaggregationMode.NULL,
+    "ps": SimpleNamespace(pp_size=1),
+    "schedule_policy": "fcfs",
+    "priority_scheduling_preemption_threshold": 0,
+    "dp_attn_adapter": SimpleNamespace(maybe_prepare_mlp_sync_batch=_first),
+    "ngram_embedding_manager": SimpleNamespace(prepare_for_forward=_first),
+    **dict.fromkeys(_MUTE, _SILENT),
+}
+
+
+class SchedulerLoop(scheduler.Scheduler):
+    """SGLang's scheduler with the parts that a simulation gives it; every other feature is off."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(_PARTS, result_queue=deque(), **parts)
+        self.init_running_status()
+        self.init_schedule_policy()
+        self.init_pool_stats_observer()
+        self.init_invariant_checker()
+        self.init_batch_result_processor()
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)

@@ -6,13 +6,12 @@ which can be told apart. After each operation a `MemoryModel` checks the whole p
 """
 
 from array import array
-from collections import deque
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers import schedule_policy, scheduler
 from sglang.srt.managers.io_struct import AbortReq, PauseGenerationReqInput
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -26,18 +25,18 @@ from sglang.srt.mem_cache.radix_cache import RadixCache
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 import memory_model as reference
+from admission_rules import check_refusal, watched_retraction
 from memory_model import DIM, GROUP, HEADS, hashes, require
 from raas_kernels import DecodeBatch, torch_ops
 from raas_patches.active import attach_config
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.state import StateShape
-from scheduler_loop import MUTE, SILENT, SchedulerLoop
+from scheduler_loop import SchedulerLoop
 
-EOS, CONTEXT = 1, 512
+EOS, CONTEXT, PREFILL = 1, 1280, 512
 
 
 class Settings(NamedTuple):
@@ -67,6 +66,8 @@ class Simulation:
         config = RaasConfig(kv_policy="raas", kv_budget=64, kv_score=settings.score)
         attach_config(server_args, config)
         self.requests: dict[int, Req] = {}
+        self.aborted: set[int] = set()
+        self.counts = Counter[str]()
         self.texts: dict[int, list[int]] = {}
         self.stops, self.relay, self.plan = {}, {}, ((), ())
         self.scheduler = self._build(config)
@@ -90,7 +91,7 @@ class Simulation:
             self.allocator = PagedTokenToKVPoolAllocator(slots, page_size, *end)
         cache = RadixCache if self.settings.radix else ChunkCache
         self.tree = cache(CacheInitParams(False, self.rows, self.allocator, page_size))
-        loop = SchedulerLoop(
+        return SchedulerLoop(
             server_args=self.server_args,
             req_to_token_pool=self.rows,
             token_to_kv_pool_allocator=self.allocator,
@@ -99,28 +100,12 @@ class Simulation:
             enable_overlap=self.settings.overlap,
             enable_priority_scheduling=self.settings.preempt,
             enable_priority_preemption=self.settings.preempt,
-            priority_scheduling_preemption_threshold=0,
-            is_generation=True,
             model_config=self.server_args.get_model_config(),
-            spec_algorithm=SpeculativeAlgorithm.NONE,
-            disaggregation_mode=DisaggregationMode.NULL,
-            ps=SimpleNamespace(pp_size=1),
-            schedule_policy="fcfs",
             max_total_num_tokens=slots,
-            max_req_len=CONTEXT - 1,
-            max_prefill_tokens=CONTEXT,
+            max_req_len=min(CONTEXT, slots) - 1,
+            max_prefill_tokens=PREFILL,
             max_running_requests=requests,
-            dp_attn_adapter=SimpleNamespace(maybe_prepare_mlp_sync_batch=_first),
-            ngram_embedding_manager=SimpleNamespace(prepare_for_forward=_first),
-            result_queue=deque(),
-            **dict.fromkeys(MUTE, SILENT),
         )
-        loop.init_running_status()
-        loop.init_schedule_policy()
-        loop.init_pool_stats_observer()
-        loop.init_invariant_checker()
-        loop.init_batch_result_processor()
-        return loop
 
     def apply(self, name: str, **arguments: Any) -> None:
         """Runs an operation, a public method, and checks everything afterwards.
@@ -150,6 +135,7 @@ class Simulation:
         private: int = 1,
         follows: int = -1,
         priority: int = 0,
+        ignore_eos: bool = False,
     ) -> None:
         """A request arrives; its model ends the text with ``stop_at`` generated tokens.
 
@@ -159,12 +145,18 @@ class Simulation:
         head = self.texts.get(follows) or [2 + (i * 7 + family) % 40 for i in range(99)]
         prompt = head[:shared] + [2 + (i * private) % 40 for i in range(private)]
         choice = {"kv_policy": policy, "kv_budget": budget}
-        params = SamplingParams(max_new_tokens=max_new, custom_params=choice)
+        named = {"max_new_tokens": max_new, "ignore_eos": ignore_eos, "custom_params": choice}
+        params = SamplingParams(**named)
         params.normalize(None)
         named = {"eos_token_ids": {EOS}, "vocab_size": 1280, "priority": priority}
         with get_parallel().override(tp_rank=1):  # rank 0 logs refusals
             req = Req(f"{number:09d}", "", array("q", prompt), params, **named)
-        self.scheduler.init_req_max_new_tokens(req)
+            known = req.to_finish is None
+            self.scheduler.init_req_max_new_tokens(req)
+        if known and policy != "dense":
+            size, slots = self.settings[:2]
+            refused = check_refusal(req, len(prompt), (max_new, budget), size, slots)
+            self.counts["refused"] += refused
         self.scheduler._add_request_to_queue(req)
         prompt = list(req.origin_input_ids)  # one token if the request was refused
         evicts = policy != "dense" and budget < max_new and req.to_finish is None
@@ -184,9 +176,11 @@ class Simulation:
             hidden, loop.waiting_queue = loop.waiting_queue, []
         if loop.chunked_req is None:
             loop.chunked_prefill_size = chunk or None
+        watched = watched_retraction(self.model.requests, self.aborted, self.counts, retract)
         with (
             mock.patch.multiple(scheduler, TEST_RETRACT=retract, TEST_RETRACT_INTERVAL=1),
             mock.patch.object(schedule_policy, "CLIP_MAX_NEW_TOKENS", self.settings.reserve),
+            mock.patch.object(ScheduleBatch, "retract_decode", watched),
         ):
             plan = loop.get_next_batch_to_run(loop.running_batch, loop.last_batch)
         loop.waiting_queue = hidden + loop.waiting_queue
@@ -206,6 +200,7 @@ class Simulation:
             self.stops[number] = len(request.names) - request.prompt_len + 1
 
     def abort(self, number: int) -> None:
+        self.aborted.add(number)
         self.scheduler.abort_request(AbortReq(rid=f"{number:09d}"))
 
     def retract(self, number: int) -> None:
@@ -257,9 +252,12 @@ class Simulation:
             numbers, batch.prefix_lens, batch.seq_lens.tolist(), strict=True
         ):
             here, fed = fed[: end - start], fed[end - start :]
-            require(here == self.texts[number][start:end], "fed_text", f"{number} got {here}")
-            self.model.prefilled(number, start, self._row(number), tree)
-            parts.append(self.model.requests[number].contents(list(range(start, end))))
+            count = len(self.requests[number].output_ids)
+            positions = self.model.requests[number].kept(count)[start:end]
+            wanted = [self.texts[number][position] for position in positions]
+            require(here == wanted, "fed_text", f"{number} got {here}, not {wanted}")
+            self.model.prefilled(number, positions, self._row(number), tree)
+            parts.append(self.model.requests[number].contents(positions))
         keys, values = (torch.cat(buffers) for buffers in zip(*parts, strict=True))
         self.pool.set_kv_buffer(_LAYER, batch.out_cache_loc, keys, values)
 
@@ -335,10 +333,10 @@ class Simulation:
         alive = {*loop.waiting_queue, loop.chunked_req, *(r for b in batches for r in b.reqs)}
         for number, req in list(self.requests.items()):
             if req.kv is None and (req.finished() or req not in alive):
+                ended = req.finished() or number in self.aborted
+                require(ended, "nothing_lost", f"{number} is neither finished nor aborted")
+                longest = len(req.output_ids) / self.settings.slots
+                self.counts["beyond"] += longest > 1
                 del self.requests[number], self.model.requests[number], self.stops[number]
         for number in sorted(set(self.texts) - set(self.requests))[:-8]:
             del self.texts[number]
-
-
-def _first(batch: Any, **_: Any) -> Any:
-    return batch

@@ -12,7 +12,7 @@ import torch
 from sglang.srt.mem_cache import allocation
 from sglang.srt.plugins.hook_registry import HookType
 
-from raas_patches.resume import is_resuming, resume
+from raas_patches.resume import resume
 from raas_patches.seam import Seam
 from raas_sglang.pool import pool_of
 from raas_sglang.request import RequestState
@@ -28,8 +28,7 @@ def alloc_for_extend(_: ExtendResult, batch: "ScheduleBatch") -> None:
     for req, seq_len in zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=True):
         state: RequestState = req.raas
         state.prompt_len = len(req.origin_input_ids)
-        state.logical_len = seq_len
-        state.resident_len = req.kv.kv_allocated_len
+        state.prefilled(seq_len)
     pool = pool_of(batch.token_to_kv_pool_allocator)
     pool.state.admit([req.req_pool_idx for req in batch.reqs], [req.raas for req in batch.reqs])
 
@@ -40,9 +39,7 @@ def alloc_for_decode(
     token_per_req: int,
 ) -> torch.Tensor:
     """Around it: allocates for the rows that still grow."""
-    for req in batch.reqs:
-        if is_resuming(req):
-            resume(req, batch)
+    resume(batch)
     growing = [i for i, req in enumerate(batch.reqs) if not req.raas.is_saturated]
     if len(growing) == len(batch.reqs):
         return original(batch, token_per_req)

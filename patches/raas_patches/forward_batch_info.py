@@ -1,14 +1,17 @@
-"""`sglang.srt.model_executor.forward_batch_info`: decode attention gets resident lengths.
+"""`sglang.srt.model_executor.forward_batch_info`: two lengths where SGLang has one.
 
-Why: attention reads the slots that a row holds, not the text. How: once positions were derived from
-the logical lengths, `seq_lens` serves nothing but attention, so it becomes the resident lengths, on
-the device and on the host, for eager passes and CUDA graphs alike. Remove when: SGLang keeps the
-two lengths apart.
+Why: decode attention reads the slots that a row holds, not the text; and of an interrupted request
+only the prompt and the last L generated tokens are prefilled again, but they stand where they stood
+in the text. How: once positions were derived from `seq_lens`, it serves nothing but attention. So
+in decode it becomes the resident lengths, on the device and on the host, for eager passes and CUDA
+graphs alike; in prefill the positions after the prompt move on by the tokens that were left out,
+before any layer reads them. Remove when: SGLang keeps the two lengths apart.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.plugins.hook_registry import HookType
 
 from raas_patches.seam import Seam
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
+    from raas_sglang.state import EvictionState
+
 
 def init_new(
     original: Callable[..., "ForwardBatch"],
@@ -26,19 +31,41 @@ def init_new(
     model_runner: "ModelRunner",
     **kwargs: Any,
 ) -> "ForwardBatch":
-    """Around `ForwardBatch.init_new`: two lengths where SGLang has one."""
+    """Around `ForwardBatch.init_new`: resident lengths in decode, logical positions in prefill."""
     forward_batch = original(cls, batch, model_runner, **kwargs)
     if forward_batch.forward_mode.is_decode():
-        state = model_runner.token_to_kv_pool.state
-        requests = batch.req_pool_indices_cpu
-        state.begin_step(requests)
-        lens = state.resident_lens(requests, forward_batch.seq_lens_cpu)
-        forward_batch.seq_lens_cpu = lens
-        forward_batch.seq_lens_sum = int(lens.sum())
-        forward_batch.seq_lens = state.resident_lens(
-            forward_batch.req_pool_indices, forward_batch.seq_lens
-        )
+        _read_resident(forward_batch, batch, model_runner.token_to_kv_pool.state)
+    elif forward_batch.forward_mode.is_extend():
+        _move_positions(forward_batch, batch)
     return forward_batch
+
+
+def _read_resident(
+    forward_batch: "ForwardBatch", batch: "ScheduleBatch", state: "EvictionState"
+) -> None:
+    """Gives decode attention the resident lengths; the positions are logical already."""
+    requests = batch.req_pool_indices_cpu
+    state.begin_step(requests)
+    lens = state.resident_lens(requests, forward_batch.seq_lens_cpu)
+    forward_batch.seq_lens_cpu = lens
+    forward_batch.seq_lens_sum = int(lens.sum())
+    forward_batch.seq_lens = state.resident_lens(
+        forward_batch.req_pool_indices, forward_batch.seq_lens
+    )
+
+
+def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> None:
+    """Gives the kept tokens of interrupted requests the positions that they had."""
+    gaps = [(req.raas.prompt_len, req.raas.skipped_len) for req in batch.reqs]
+    if not any(skipped for _, skipped in gaps):
+        return
+    each = torch.tensor(batch.extend_lens)
+    by_token = torch.tensor(gaps, dtype=torch.int64).repeat_interleave(each, dim=0)
+    prompt_lens, skipped = by_token.T.to(forward_batch.positions.device, non_blocking=True)
+    moved = torch.where(forward_batch.positions >= prompt_lens, skipped, 0)
+    forward_batch.positions = forward_batch.positions + moved
+    if forward_batch.mrope_positions is not None:
+        forward_batch.mrope_positions = forward_batch.mrope_positions + moved
 
 
 SEAMS = (
@@ -52,7 +79,7 @@ SEAMS = (
             "capture_hidden_mode",
             "return_hidden_states_before_norm",
         ),
-        "gives decode attention the resident lengths",
+        "gives decode resident lengths, and an interrupted request its positions",
         "SGLang keeps logical and resident length apart",
     ),
 )

@@ -21,6 +21,9 @@ ALWAYS = ("server_args", "tokenizer_manager", "scheduler")
 WITH_POLICY = (
     "engine",
     "openai_serving",
+    "schedule_policy",
+    "max_new_tokens",
+    "new_token_ratio",
     "schedule_batch",
     "allocation",
     "kv_release",

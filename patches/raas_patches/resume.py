@@ -1,12 +1,12 @@
-"""A request that was interrupted goes on: prefilled again, then cut back to its budget.
+"""A request that was interrupted goes on: prefilled again, its budget as the window would have it.
 
-SGLang prefills prompt and output of a retracted request. The boundary between prompt and generated
-tokens does not move: the last L generated tokens become the budget, the others are given back.
+SGLang prefills an interrupted request again; of the generated tokens only the last L are. The
+boundary between prompt and generated tokens does not move, and text goes on where it was.
 """
 
 from typing import TYPE_CHECKING
 
-from sglang.srt.utils.common import ceil_align
+import torch
 
 from raas_sglang.pool import pool_of
 from raas_sglang.request import RequestState
@@ -21,17 +21,17 @@ def is_resuming(req: "Req") -> bool:
     return state.options.evicts and state.generated_len > 0 and req.decode_batch_idx == 0
 
 
-def resume(req: "Req", batch: "ScheduleBatch") -> None:
-    """Rebuilds the eviction state from the prefilled tokens and frees the slots above P + L."""
-    state: RequestState = req.raas
+def resume(batch: "ScheduleBatch") -> None:
+    """Rebuilds the eviction state of resuming rows and restores their logical lengths."""
+    resuming = [req for req in batch.reqs if is_resuming(req)]
     pool = pool_of(batch.token_to_kv_pool_allocator)
-    pool.resume(req.req_pool_idx, state)
-    if not state.has_overwritten:
-        return
-    allocator = batch.token_to_kv_pool_allocator
-    start = ceil_align(state.capacity, allocator.page_size)
-    allocated = req.kv.kv_allocated_len
-    if start < allocated:
-        row = batch.req_to_token_pool.req_to_token[req.req_pool_idx]
-        allocator.free_segment(row[start:allocated], start_pos=start)
-    req.kv.kv_allocated_len = req.kv_committed_len = state.capacity
+    for req in resuming:
+        pool.resume(req.req_pool_idx, req.raas)
+    if any(req.raas.skipped_len for req in resuming):
+        skipped = [req.raas.skipped_len if is_resuming(req) else 0 for req in batch.reqs]
+        moved = torch.tensor(skipped, dtype=torch.int64)
+        moved_device = moved.to(batch.device, non_blocking=True)
+        # New tensors, since a step in flight may read the old ones.
+        batch.seq_lens = batch.seq_lens + moved_device
+        batch.seq_lens_cpu = batch.seq_lens_cpu + moved
+        batch.orig_seq_lens = batch.orig_seq_lens + moved_device.to(batch.orig_seq_lens.dtype)

@@ -13,11 +13,13 @@ from sglang.srt.runtime_context import get_server_args
 from raas_kernels import Policy
 from raas_patches.active import config_of
 from raas_patches.report import REPORT_KEY, TokenReports
+from raas_patches.reservation import is_bounded
 from raas_patches.seam import Seam
 from raas_sglang.request import RequestOptions, RequestState, parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.server_args import ServerArgs
 
 
 def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
@@ -50,6 +52,15 @@ def effective_kv_committed_len(original: Callable[["Req"], int], self: "Req") ->
     return original(self)
 
 
+def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
+    """Around it: an interrupted request is prefilled with what it may hold, P + L tokens."""
+    skipped = self.raas.skip(len(self.output_ids))
+    if skipped:
+        self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids[skipped:]
+    else:
+        original(self)
+
+
 def compute_max_prefix_len(
     original: Callable[["Req", int], int], self: "Req", input_len: int
 ) -> int:
@@ -66,6 +77,13 @@ def new_tokens_required_next_decode(
     """Around it: a saturated request needs none."""
     indices = range(len(self.reqs)) if selected_indices is None else selected_indices
     return original(self, [i for i in indices if not self.reqs[i].raas.is_saturated])
+
+
+def get_decode_retraction_order(
+    order: list[int], reqs: list["Req"], server_args: "ServerArgs"
+) -> list[int]:
+    """After it: bounded requests are kept longest; the last in the order is retracted first."""
+    return sorted(order, key=lambda i: not is_bounded(reqs[i]))
 
 
 def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
@@ -98,6 +116,14 @@ SEAMS = (
         _UNTIL,
     ),
     Seam(
+        _PATH + "Req._refresh_fill_ids",
+        HookType.AROUND,
+        refresh_fill_ids,
+        ("self",),
+        "prefills an interrupted request within its reservation",
+        _UNTIL,
+    ),
+    Seam(
         _PATH + "Req._compute_max_prefix_len",
         HookType.AROUND,
         compute_max_prefix_len,
@@ -112,6 +138,14 @@ SEAMS = (
         ("self", "selected_indices"),
         "asks for no memory for saturated requests",
         _UNTIL,
+    ),
+    Seam(
+        _PATH + "ScheduleBatch._get_decode_retraction_order",
+        HookType.AFTER,
+        get_decode_retraction_order,
+        ("reqs", "server_args"),
+        "retracts dense requests, whose memory is a guess, first",
+        "SGLang asks a request how many slots it may take",
     ),
     Seam(
         _PATH + "ScheduleBatch.prepare_for_decode",

@@ -69,16 +69,35 @@ def test_without_the_plugin_asking_is_refused_and_silence_is_not():
 
 def test_lengths_of_a_request_that_overwrites():
     state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=True), prompt_len=100)
-    state.logical_len = 163
+    state.prefilled(163)
     assert (state.is_saturated, state.has_overwritten) == (False, False)
-    state.logical_len = 164  # the budget is full, nothing is lost yet
+    state.prefilled(164)  # the budget is full, nothing is lost yet
     assert (state.is_saturated, state.has_overwritten) == (True, False)
     state.logical_len, state.resident_len = 170, 164
     assert (state.is_saturated, state.has_overwritten) == (True, True)
     assert dict(zip(REPORT_FIELDS, ("raas", 64, 170, 164, 6), strict=True)) == state.report()
 
 
+def test_lengths_of_a_request_that_was_interrupted():
+    state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=True), prompt_len=100)
+    assert state.skip(64) == 0
+    assert state.skip(70) == 6
+    state.prefilled(100)  # the first chunk ends with the prompt
+    assert (state.logical_len, state.has_overwritten) == (100, False)
+    state.prefilled(101)  # the second begins with the seventh generated token
+    assert (state.logical_len, state.has_overwritten) == (107, True)
+    state.prefilled(164)
+    assert (state.logical_len, state.is_saturated, state.generated_len) == (170, True, 70)
+
+
+def test_a_request_that_keeps_everything_is_prefilled_whole():
+    state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=False), prompt_len=100)
+    assert state.skip(60) == 0
+    assert state.is_bounded
+
+
 def test_a_dense_request_is_never_saturated():
     state = RequestState(RequestOptions(Policy.DENSE, 64, evicts=False), 10, 5000, 5000)
     assert not state.is_saturated
+    assert not state.is_bounded
     assert state.report()["kv_budget"] is None

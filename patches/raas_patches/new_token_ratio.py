@@ -1,0 +1,37 @@
+"""`scheduler_components.new_token_ratio_tracker`: the guess about dense requests stays theirs.
+
+Why: after a retraction SGLang guesses from all running requests which share of `max_new_tokens`
+they will use. Bounded ones are not guessed about, and theirs is far larger than what they hold.
+How: they are left out. Remove when: SGLang asks a request how many slots it may take.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from raas_patches.reservation import is_bounded
+from raas_patches.seam import Seam
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+def estimate_new_token_ratio_after_retract(
+    original: Callable[[Sequence["Req"]], float], reqs: Sequence["Req"]
+) -> float:
+    """Around it: guesses from the dense requests, or from all if none is left."""
+    return original([req for req in reqs if not is_bounded(req)] or reqs)
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.managers.scheduler_components.new_token_ratio_tracker.NewTokenRatioTracker."
+        "estimate_new_token_ratio_after_retract",
+        HookType.AROUND,
+        estimate_new_token_ratio_after_retract,
+        ("reqs",),
+        "leaves bounded requests out of the guess about dense ones",
+        "SGLang asks a request how many slots it may take",
+    ),
+)

@@ -1,0 +1,46 @@
+"""How many slots a request can come to hold.
+
+A request of any policy but dense never holds more than its prompt and min(max_new_tokens, L)
+generated tokens, so that much is reserved in full when it is admitted, and it is never retracted
+for lack of memory: what is reserved for such requests, with what they hold, never exceeds the pool.
+"""
+
+from typing import TYPE_CHECKING
+
+from sglang.srt.utils.common import ceil_align
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+def is_bounded(req: "Req") -> bool:
+    """Whether the slots that a request can hold are known when it arrives."""
+    return bool(req.raas.is_bounded)
+
+
+def most_slots(req: "Req", page_size: int) -> int:
+    """Slots that a bounded request can hold, shared prompt included, in whole pages."""
+    generated = min(req.sampling_params.max_new_tokens, req.raas.options.budget)
+    return int(ceil_align(len(req.origin_input_ids) + generated, page_size))
+
+
+def slots_to_admit(req: "Req", page_size: int) -> int:
+    """Slots that a bounded request may still take from the pool, if it is admitted now.
+
+    One page more than it can hold, because SGLang's allocator asks for one more than it takes.
+    """
+    return most_slots(req, page_size) - len(req.prefix_indices) + page_size
+
+
+def slots_to_grow(req: "Req", page_size: int) -> int:
+    """Slots that a running bounded request may still take; 0 once it has finished."""
+    if req.kv is None:
+        return 0
+    return most_slots(req, page_size) - int(ceil_align(req.kv.kv_allocated_len, page_size))
+
+
+def slots_held(req: "Req", page_size: int) -> int:
+    """Slots that only this request holds, so that interrupting it gives them back."""
+    if req.kv is None:
+        return 0
+    return int(ceil_align(req.kv.kv_allocated_len, page_size) - req.cache_protected_len)

@@ -1,0 +1,103 @@
+"""Admission, retraction and interruption where they are easiest to get wrong, in the simulation."""
+
+import pytest
+
+from memory_hooks import PAGE_SIZE
+from scheduler_sim import Settings, Simulation
+
+SMALL = {"page_size": PAGE_SIZE, "slots": 112, "requests": 4, "reserve": 8}
+
+
+def run(simulation, steps=2000, until=None, **arguments):
+    """Steps until every request has ended, or until something holds; all invariants are checked."""
+    for _ in range(steps):
+        if until() if until else not simulation.requests:
+            return
+        simulation.apply("step", **arguments)
+    raise AssertionError(f"still running: {sorted(simulation.requests)}")
+
+
+def generated(simulation, number):
+    return len(simulation.requests[number].output_ids)
+
+
+def forever(number, policy, budget, max_new, **prompt):
+    return {"number": number, "policy": policy, "budget": budget, "max_new": max_new,
+            "stop_at": 9999, **prompt}  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["raas", "window", "random", "h2o"])
+def test_a_request_generates_eight_times_the_pool(server_args, policy):
+    score = "exact" if policy == "h2o" else "bound"
+    simulation = Simulation(Settings(**SMALL, score=score), server_args)
+    simulation.apply("arrive", **forever(1, policy, 48, 900, private=30))
+    run(simulation)
+    assert simulation.counts["beyond"] == 1
+    assert simulation.model.overwrites > 800
+
+
+@pytest.mark.parametrize("chunk", [0, 16, 32])
+def test_an_interruption_beyond_the_pool_keeps_the_last_tokens(server_args, chunk):
+    """The model knows which tokens are kept, where they stand in the text and what they hold."""
+    simulation = Simulation(Settings(**SMALL), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 48, 400, private=30))
+    for tokens in (20, 200, 300):
+        run(simulation, until=lambda tokens=tokens: generated(simulation, 1) >= tokens)
+        simulation.apply("pause")
+        run(simulation, until=lambda: simulation.requests[1].decode_batch_idx > 0, chunk=chunk)
+    run(simulation)
+    assert simulation.model.resumptions == 3
+    assert simulation.counts["beyond"] == 1
+
+
+def test_memory_runs_out_for_dense_neighbours_alone(server_args):
+    """They outgrow what is reserved for them, and come back when there is room."""
+    simulation = Simulation(Settings(**{**SMALL, "slots": 208}), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 48, 500, private=20))
+    for number in (2, 3):
+        simulation.apply("arrive", **forever(number, "dense", 16, 120, private=10 + number))
+    small = simulation.requests[1]
+    run(simulation)
+    assert simulation.counts["retracted"] > 0
+    assert small.retraction_count == 0
+    assert not simulation.aborted
+
+
+def test_a_running_request_keeps_its_reservation(server_args):
+    """The second waits, since there is room for its prompt, but not for both budgets."""
+    simulation = Simulation(Settings(**SMALL), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 48, 200, private=20))
+    run(simulation, until=lambda: generated(simulation, 1) > 5)
+    simulation.apply("arrive", **forever(2, "raas", 48, 200, private=10))
+    run(simulation)
+    assert not simulation.aborted
+
+
+def test_a_prompt_in_chunks_keeps_its_reservation(server_args):
+    """With the last chunk there is room for another prompt, but not for both budgets."""
+    simulation = Simulation(Settings(**SMALL), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 48, 200, private=20))
+    simulation.apply("arrive", **forever(2, "raas", 48, 200, private=10))
+    run(simulation, chunk=16)
+    assert not simulation.aborted
+
+
+def test_a_request_that_can_never_fit_is_refused_and_blocks_nobody(server_args):
+    simulation = Simulation(Settings(**SMALL), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 64, 900, shared=60, private=5))
+    assert "must fit into the KV cache" in simulation.requests[1].to_finish.message
+    simulation.apply("arrive", **forever(2, "raas", 16, 100, private=5))
+    run(simulation)
+    assert simulation.counts["refused"] == 1
+
+
+def test_priority_interrupts_a_saturated_request(server_args):
+    one = {**SMALL, "requests": 1, "reserve": 200, "preempt": True}
+    simulation = Simulation(Settings(**one), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 64, 400, private=10), priority=0)
+    run(simulation, until=lambda: generated(simulation, 1) > 80)
+    simulation.apply("arrive", **forever(2, "raas", 32, 60, private=20), priority=2)
+    run(simulation, until=lambda: generated(simulation, 2) > 0, steps=4)
+    assert simulation.requests[1].retraction_count == 1
+    run(simulation)
+    assert not simulation.aborted

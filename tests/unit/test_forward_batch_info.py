@@ -1,0 +1,64 @@
+"""Positions and lengths of a batch: logical where the text counts, resident where slots do."""
+
+from types import SimpleNamespace
+
+import torch
+
+from raas_kernels import Policy
+from raas_patches.forward_batch_info import init_new
+from raas_sglang.config import RaasConfig
+from raas_sglang.request import RequestOptions, RequestState
+from raas_sglang.state import EvictionState, StateShape
+
+
+def request(prompt_len, skipped):
+    state = RequestState(RequestOptions(Policy.RAAS, 16, evicts=True), prompt_len)
+    state.skip(skipped + 16 if skipped else 0)
+    return SimpleNamespace(raas=state)
+
+
+def made_by_sglang(mode, **fields):
+    """Stands for `ForwardBatch.init_new`: returns what it would have made."""
+    modes = {"is_extend": lambda: mode == "extend", "is_decode": lambda: mode == "decode"}
+    batch = SimpleNamespace(forward_mode=SimpleNamespace(**modes), mrope_positions=None, **fields)
+    return lambda *_: batch
+
+
+def positions_after(requests, extend_lens, positions, **fields):
+    original = made_by_sglang("extend", positions=torch.tensor(positions))
+    for name, value in fields.items():
+        setattr(original(), name, value)
+    batch = SimpleNamespace(reqs=requests, extend_lens=extend_lens)
+    return init_new(original, object, batch, None)
+
+
+def test_tokens_after_the_prompt_stand_where_they_stood():
+    requests = [request(3, 0), request(3, 10), request(2, 5)]
+    # The second is whole, of the third the prompt is in the tree and the first chunk two tokens.
+    got = positions_after(requests, [3, 7, 2], [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 2, 3])
+    assert got.positions.tolist() == [0, 1, 2, 0, 1, 2, 13, 14, 15, 16, 7, 8]
+
+
+def test_multimodal_positions_move_alike():
+    mrope = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2]])
+    got = positions_after([request(1, 6)], [3], [0, 1, 2], mrope_positions=mrope)
+    assert got.mrope_positions.tolist() == [[0, 7, 8]] * 3
+
+
+def test_uninterrupted_requests_are_left_alone():
+    assert positions_after([request(3, 0)], [2], [4, 5]).positions.tolist() == [4, 5]
+
+
+def test_decode_reads_resident_slots_at_logical_positions():
+    config = RaasConfig(kv_policy="raas", kv_budget=16)
+    state = EvictionState(config, StateShape(1, 1, 1, 8, torch.float32), 4, "cpu")
+    state.admit([2, 3], [request(3, 10).raas, request(5, 0).raas])
+    rows, lens = torch.tensor([2, 3]), torch.tensor([30, 9])
+    original = made_by_sglang(
+        "decode", positions=lens - 1, req_pool_indices=rows, seq_lens=lens, seq_lens_cpu=lens
+    )
+    runner = SimpleNamespace(token_to_kv_pool=SimpleNamespace(state=state))
+    got = init_new(original, object, SimpleNamespace(req_pool_indices_cpu=rows), runner)
+    assert got.positions.tolist() == [29, 8]
+    assert got.seq_lens.tolist() == got.seq_lens_cpu.tolist() == [19, 9]
+    assert got.seq_lens_sum == 28
