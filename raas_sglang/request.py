@@ -122,6 +122,7 @@ class RequestState:
             included.
         resident_len: Slots that the request holds, shared prompt included.
         skipped_len: Generated tokens that were left out when it was prefilled again.
+        counted_len: Evicted tokens that the metrics have counted.
     """
 
     options: RequestOptions
@@ -129,6 +130,7 @@ class RequestState:
     logical_len: int = 0
     resident_len: int = 0
     skipped_len: int = 0
+    counted_len: int = 0
 
     @property
     def is_bounded(self) -> bool:
@@ -159,6 +161,11 @@ class RequestState:
         """Generated tokens whose keys and values were computed."""
         return max(0, self.logical_len - self.prompt_len)
 
+    @property
+    def evicted_len(self) -> int:
+        """Generated tokens that were given up: slots that a dense request would hold besides."""
+        return self.logical_len - self.resident_len
+
     def skip(self, generated: int) -> int:
         """Leaves out what a request that is prefilled again would give up at once.
 
@@ -185,6 +192,6 @@ class RequestState:
             None if policy is Policy.DENSE else self.options.budget,
             self.logical_len,
             self.resident_len,
-            self.logical_len - self.resident_len,
+            self.evicted_len,
         )
         return dict(zip(REPORT_FIELDS, values, strict=True))

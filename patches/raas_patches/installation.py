@@ -30,6 +30,9 @@ WITH_POLICY = (
     "kv_cache_configurator",
     "forward_batch_info",
     "fused_kv_store",
+    "pool_stats_observer",
+    "metrics_reporter",
+    "metrics_collector",
 )
 # Not for `--kv-policy`: frontend programs install theirs in the client, and the other is a plugin
 # of its own.
