@@ -1,4 +1,4 @@
-"""Commands: ``python -m raas_sglang check`` and ``python -m raas_sglang cpu-env``."""
+"""Commands: ``python -m raas_sglang check``, ``cpu-env`` and ``trace``."""
 
 import argparse
 import importlib.metadata
@@ -8,6 +8,7 @@ import warnings
 
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import cpu_environment
+from raas_sglang.trace.subscriber import lines, listen
 
 _CPU_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "PYTHONPATH", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 
@@ -19,8 +20,25 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("check", help="verify every seam of the installed SGLang, start nothing")
     cpu = commands.add_parser("cpu-env", help="print the variables that the CPU engine needs")
     cpu.add_argument("--page-size", type=int, default=1, help="SGLang's page size (tokens)")
+    listener = commands.add_parser("trace", help="print what --kv-trace-endpoint publishes")
+    listener.add_argument("endpoint", nargs="+", help="tcp://HOST:PORT, one for each rank")
     args = parser.parse_args(argv)
-    return check() if args.command == "check" else print_cpu_environment(args.page_size)
+    if args.command == "cpu-env":
+        return print_cpu_environment(args.page_size)
+    return check() if args.command == "check" else print_trace(args.endpoint)
+
+
+def print_trace(endpoints: list[str]) -> int:
+    """Prints a line for each request in each message, until interrupted."""
+    try:
+        for line in lines(listen(endpoints)):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        return 0
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def print_cpu_environment(page_size: int) -> int:
@@ -39,7 +57,7 @@ def print_cpu_environment(page_size: int) -> int:
 def check() -> int:
     """Prints one row for each seam; returns 0 if all are as tested, 1 if not."""
     warnings.simplefilter("ignore")  # SGLang's imports warn about kernels that are not asked for
-    from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, verify
+    from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, verify
     from raas_patches.seam import version_problem
 
     rows = [("raas-sglang", "ok", f"version {__version__}")]
@@ -47,7 +65,7 @@ def check() -> int:
     found = importlib.metadata.version("sglang")
     rows.append(("sglang", "WRONG" if wrong else "ok", wrong or f"version {found}"))
     rows.append(_entry_point())
-    for verdict in verify(ALWAYS + WITH_POLICY + ELSEWHERE):
+    for verdict in verify(ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE):
         status = "WRONG" if verdict.problem else "ok"
         rows.append((verdict.seam.name, status, verdict.problem or verdict.seam.why))
     width = max(len(name) for name, _, _ in rows)

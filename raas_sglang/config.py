@@ -1,6 +1,7 @@
 """What the server was started with: the flags, their defaults and what each must hold."""
 
 import argparse
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -59,6 +60,12 @@ class RaasConfig:
     kv_stamp_interval: int = _flag(
         1, "Decode steps from one stamping of a request's pages to the next (1: the paper's rule)."
     )
+    kv_trace_endpoint: str | None = _flag(
+        None,
+        "Where to publish timestamps and births of every page over ZMQ, such as tcp://*:5558; "
+        "each rank of the server binds a port of its own from there on; off without this flag.",
+    )
+    kv_trace_interval: int = _flag(16, "Decode steps from one published sample to the next.")
 
     def __post_init__(self) -> None:
         _one_of("--kv-policy", self.kv_policy, POLICY_NAMES)
@@ -78,11 +85,7 @@ class RaasConfig:
                 f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "
                 f"got {self.max_budget}; leave it out to use --kv-budget"
             )
-        if not _is_int(self.kv_stamp_interval) or self.kv_stamp_interval < 1:
-            raise ValueError(
-                "--kv-stamp-interval must be a positive number of decode steps, "
-                f"got {self.kv_stamp_interval!r}; use 1 for every step"
-            )
+        _check_interval("--kv-stamp-interval", self.kv_stamp_interval)
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)
         check_policy("--kv-policy", self.kv_policy, self.kv_score)
@@ -91,12 +94,19 @@ class RaasConfig:
                 "--kv-stamp-rule alpha compares attention probabilities and must be used with "
                 f"--kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
             )
+        _check_endpoint(self.kv_trace_endpoint)
+        _check_interval("--kv-trace-interval", self.kv_trace_interval)
 
     @property
     def max_budget(self) -> int:
         """Largest budget of a request, in tokens."""
         assert self.kv_max_budget is not None, "set by __post_init__"
         return self.kv_max_budget
+
+    @property
+    def traced(self) -> bool:
+        """Whether page tables are published."""
+        return self.kv_trace_endpoint is not None
 
     @property
     def alpha(self) -> float | None:
@@ -111,7 +121,7 @@ class RaasConfig:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds one flag for each field of `RaasConfig`; a flag that is not given stays None."""
     group = parser.add_argument_group("RaaS: KV cache eviction of generated tokens")
-    kinds = {"kv_policy": str, "kv_score": str, "kv_stamp_rule": str}
+    kinds = dict.fromkeys(("kv_policy", "kv_score", "kv_stamp_rule", "kv_trace_endpoint"), str)
     for item in fields(RaasConfig):
         kind = kinds.get(item.name, float if isinstance(item.default, float) else int)
         shown = "" if item.default in (None, "dense") else f" Default: {item.default}."
@@ -178,6 +188,20 @@ def check_budget(name: str, budget: Any, page_size: int) -> None:
         raise ValueError(
             f"{name} must be a multiple of the page size ({page_size}), got {budget}; "
             f"use {below} or {below + page_size}"
+        )
+
+
+def _check_endpoint(endpoint: str | None) -> None:
+    if endpoint is not None and not re.fullmatch(r"tcp://[^:/]+:\d+", endpoint):
+        raise ValueError(
+            f"--kv-trace-endpoint must be tcp://ADDRESS:PORT, got {endpoint!r}; use tcp://*:5558"
+        )
+
+
+def _check_interval(flag: str, steps: Any) -> None:
+    if not _is_int(steps) or steps < 1:
+        raise ValueError(
+            f"{flag} must be a positive number of decode steps, got {steps!r}; use 1 for every step"
         )
 
 

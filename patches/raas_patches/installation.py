@@ -34,6 +34,8 @@ WITH_POLICY = (
     "metrics_reporter",
     "metrics_collector",
 )
+# Only where `--kv-trace-endpoint` was given, so that it costs nothing where not.
+WITH_TRACE = ("tp_worker",)
 # Not for `--kv-policy`: frontend programs install theirs in the client, and the other is a plugin
 # of its own.
 ELSEWHERE = ("lang", "qwen2_head_dim")
@@ -69,13 +71,16 @@ def install_always() -> None:
             verdict.seam.install()
 
 
-def verify(modules: tuple[str, ...] = ALWAYS + WITH_POLICY) -> list[Verdict]:
+def verify(modules: tuple[str, ...] = ALWAYS + WITH_POLICY + WITH_TRACE) -> list[Verdict]:
     """Compares the seams with the installed SGLang, without changing anything."""
     return [Verdict(seam, seam.problem()) for seam in seams(modules)]
 
 
-def require_seams() -> None:
+def require_seams(traced: bool = False) -> None:
     """Installs the seams that a policy needs and checks that all of them are in.
+
+    Args:
+        traced: Whether a trace stream was asked for as well.
 
     Raises:
         RuntimeError: SGLang's version or a seam is not as tested, or a hook is not in.
@@ -84,7 +89,7 @@ def require_seams() -> None:
     if wrong_version:
         raise RuntimeError(f"--kv-policy refused: {wrong_version}")
     _refuse([f"{v.seam.name} is {v.problem}" for v in verify() if v.problem])
-    every = seams(ALWAYS + WITH_POLICY)
+    every = seams(ALWAYS + WITH_POLICY + (WITH_TRACE if traced else ()))
     for seam in every:
         seam.install()
     HookRegistry.apply_hooks()

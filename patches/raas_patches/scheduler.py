@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 def init(self: "Scheduler", server_args: "ServerArgs", *args: Any, **kwargs: Any) -> None:
     """Before `Scheduler.__init__`: installs what the policy needs, or ends the process."""
-    if config_of(server_args) is not None:
-        installation.require_seams()
+    config = config_of(server_args)
+    if config is not None:
+        installation.require_seams(config.traced)
         register_backends()
 
 

@@ -65,12 +65,13 @@ def require_support(server_args: "ServerArgs") -> None:
         ValueError: a setting excludes RaaS.
         RuntimeError: SGLang's code is not what RaaS was tested with.
     """
-    if config_of(server_args) is None:
+    config = config_of(server_args)
+    if config is None:
         return
     problems = refused_settings(server_args)
     if problems:
         raise ValueError("; ".join(problems))
-    installation.require_seams()
+    installation.require_seams(config.traced)
 
 
 def _choose_decode_backend(values: dict[str, Any], config: RaasConfig | None) -> None:

@@ -53,6 +53,17 @@ def test_a_seam_with_a_problem_refuses_the_policy(monkeypatch):
         installation.require_seams()
 
 
+def test_the_trace_is_hooked_only_where_it_was_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(installation, "seams", lambda names: asked.append(names) or [])
+    monkeypatch.setattr(installation.HookRegistry, "apply_hooks", lambda: None)
+    installation.require_seams()
+    installation.require_seams(traced=True)
+    verified, installed = asked[::2], asked[1::2]
+    assert ["tp_worker" in names for names in verified] == [True, True]
+    assert ["tp_worker" in names for names in installed] == [False, True]
+
+
 def test_another_version_refuses_the_policy(monkeypatch):
     monkeypatch.setattr(raas_patches.seam.sglang, "__version__", "0.5.18")
     with pytest.raises(RuntimeError, match=r"must run on sglang==0.5.17.*got 0.5.18"):

@@ -1,0 +1,79 @@
+"""`sglang.srt.managers.tp_worker`: samples for `--kv-trace-endpoint`; not hooked without it.
+
+Why: the eviction state is on the device, and only between two steps it is of one step. How: the
+worker has the pool and is called on the stream of the forward pass. Remove when: SGLang lets
+plugins see the end of a step.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from raas_patches.active import config_of
+from raas_patches.seam import Seam
+from raas_sglang.trace.publisher import TracePublisher
+from raas_sglang.trace.sampler import PageSampler
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.tp_worker import TpModelWorker
+
+
+def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any) -> None:
+    """After `alloc_memory_pool`: opens the stream, or ends the process.
+
+    Every rank has KV heads of its own, so every rank publishes.
+    """
+    config = config_of(self.server_args)
+    assert config is not None, "hooked only where a policy was asked for"
+    assert config.kv_trace_endpoint is not None, "hooked only where a trace was asked for"
+    replica = self.ps.dp_rank or 0
+    offset = replica * self.ps.tp_size + self.ps.tp_rank
+    publisher = TracePublisher(endpoint_of_rank(config.kv_trace_endpoint, offset))
+    buffers = self.model_runner.token_to_kv_pool.state.buffers
+    self.page_sampler = PageSampler(buffers, config, publisher, replica, self.ps.tp_rank)
+
+
+def endpoint_of_rank(endpoint: str, offset: int) -> str:
+    """The endpoint with its port moved on by the number of ranks before this one."""
+    address, _, port = endpoint.rpartition(":")
+    return f"{address}:{int(port) + offset}"
+
+
+def forward_batch_generation(
+    _: Any, self: "TpModelWorker", batch: "ScheduleBatch | None", *args: Any, **kwargs: Any
+) -> None:
+    """After `forward_batch_generation`, on its stream: samples a decode step now and then."""
+    if batch is not None and batch.forward_mode.is_decode() and self.page_sampler.is_due():
+        requests = [(req.rid, req.raas) for req in batch.reqs]
+        self.page_sampler.sample(batch.req_pool_indices, requests)
+
+
+_PATH = "sglang.srt.managers.tp_worker.TpModelWorker."
+_UNTIL = "SGLang lets plugins see the end of a step"
+SEAMS = (
+    Seam(
+        _PATH + "alloc_memory_pool",
+        HookType.AFTER,
+        alloc_memory_pool,
+        ("self", "memory_pool_config", "req_to_token_pool", "token_to_kv_pool_allocator"),
+        "opens the trace stream where one was asked for",
+        _UNTIL,
+    ),
+    Seam(
+        _PATH + "forward_batch_generation",
+        HookType.AFTER,
+        forward_batch_generation,
+        (
+            "self",
+            "batch",
+            "forward_batch",
+            "pp_proxy_tensors",
+            "is_verify",
+            "skip_attn_backend_init",
+            "capture_hidden_mode",
+        ),
+        "samples page tables where a trace was asked for",
+        _UNTIL,
+    ),
+)

@@ -1,0 +1,180 @@
+"""The device side of the trace stream: page tables on their way to the host, without a wait.
+
+The tables of a batch are gathered on the stream that computed them, so in order with the steps, and
+copied to pinned memory on another. The publisher's thread waits for the copy. There are two
+buffers; if both are still on their way, the sample is left out rather than waited for.
+"""
+
+import queue
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from raas_kernels import EvictionBuffers
+from raas_sglang.config import RaasConfig
+from raas_sglang.request import RequestOptions, RequestState
+from raas_sglang.trace.message import PAGE_DTYPE, PageTrace, TraceBatch
+from raas_sglang.trace.publisher import TracePublisher
+
+_BUFFERS = 2
+
+
+class TracedRow(NamedTuple):
+    """A row of the sampled batch as it was at that step; its `RequestState` goes on meanwhile."""
+
+    place: int
+    rid: str
+    options: RequestOptions
+    prompt_len: int
+    logical_len: int
+    resident_len: int
+    pages: int
+
+
+class Copy(NamedTuple):
+    """Page tables on their way to the host.
+
+    Attributes:
+        source: What is copied; must live until it has arrived.
+        stamps: [Y, B, H, N] int32, on the host.
+        births: [Y, B, H, N] int32, on the host.
+        current: [Y, B, H] int32, on the host.
+        done: Recorded behind the copy; None where it has arrived already.
+    """
+
+    source: torch.Tensor
+    stamps: torch.Tensor
+    births: torch.Tensor
+    current: torch.Tensor
+    done: torch.cuda.Event | None
+
+
+class PageSampler:
+    """Samples the page tables of decode batches and gives them to the publisher.
+
+    Args:
+        buffers: Eviction state of all layers.
+        config: The server's settings.
+        publisher: Takes the samples.
+        attn_dp_rank: Replica of the model.
+        tp_rank: Rank among those that share the KV heads.
+    """
+
+    def __init__(
+        self,
+        buffers: EvictionBuffers,
+        config: RaasConfig,
+        publisher: TracePublisher,
+        attn_dp_rank: int,
+        tp_rank: int,
+    ) -> None:
+        self.buffers = buffers
+        self.config = config
+        self.publisher = publisher
+        self.ranks = (attn_dp_rank, tp_rank)
+        device = buffers.stamps.device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        size = 2 * buffers.stamps.numel() + buffers.current.numel()
+        for _ in range(_BUFFERS):
+            pinned = self._stream is not None
+            self._free.put(torch.empty(size, dtype=torch.int32, pin_memory=pinned))
+        self._steps = self._samples = 0
+
+    def is_due(self) -> bool:
+        """Counts a decode step; whether it is one to sample."""
+        due = self._steps % self.config.kv_trace_interval == 0
+        self._steps += 1
+        return due
+
+    def sample(
+        self, req_pool_indices: torch.Tensor, requests: Sequence[tuple[str, RequestState]]
+    ) -> None:
+        """Starts the copy of a batch's page tables; call it on the stream that decoded the batch.
+
+        Args:
+            req_pool_indices: [B] int64 request slots, on the device of the eviction state.
+            requests: SGLang's name and the progress of each row.
+        """
+        rows = [
+            self._row(place, rid, state)
+            for place, (rid, state) in enumerate(requests)
+            if state.options.evicts
+        ]
+        if not rows:
+            return
+        sequence, self._samples = self._samples, self._samples + 1
+        try:
+            host = self._free.get_nowait()
+        except queue.Empty:
+            return  # the subscriber sees the gap in the sequence
+        copy = self._start(req_pool_indices, max(row.pages for row in rows), host)
+        now = time.time()
+
+        def message() -> TraceBatch:
+            batch = self._arrived(now, rows, copy)
+            self._free.put(host)
+            return batch
+
+        self.publisher.publish(sequence, message)
+
+    def _row(self, place: int, rid: str, state: RequestState) -> TracedRow:
+        born = min(state.generated_len, state.options.budget)
+        pages = -(-born // self.config.kv_eviction_page_size)
+        lens = state.prompt_len, state.logical_len, state.resident_len
+        return TracedRow(place, rid, state.options, *lens, pages)
+
+    def _start(self, slots: torch.Tensor, pages: int, host: torch.Tensor) -> Copy:
+        tables = [
+            self.buffers.stamps[..., :pages].index_select(1, slots),
+            self.buffers.births[..., :pages].index_select(1, slots),
+            self.buffers.current.index_select(1, slots),
+        ]
+        source = torch.cat([table.flatten() for table in tables])
+        target = host[: len(source)]
+        parts = torch.split(target, [table.numel() for table in tables])
+        stamps, births, current = (
+            part.view(table.shape) for part, table in zip(parts, tables, strict=True)
+        )
+        return Copy(source, stamps, births, current, self._copy(source, target))
+
+    def _copy(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
+        if self._stream is None:
+            target.copy_(source)
+            return None
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        return done
+
+    def _arrived(self, now: float, rows: list[TracedRow], copy: Copy) -> TraceBatch:
+        if copy.done is not None:
+            copy.done.synchronize()
+        events = [_event(row, copy) for row in rows]
+        return TraceBatch(now, events, *self.ranks, self.config.kv_eviction_page_size)
+
+
+def _event(row: TracedRow, copy: Copy) -> PageTrace:
+    stamps = copy.stamps[:, row.place, :, : row.pages]
+    return PageTrace(
+        row.rid,
+        row.options.policy.name.lower(),
+        row.options.budget,
+        row.prompt_len,
+        row.logical_len,
+        row.resident_len,
+        (stamps.shape[0], stamps.shape[1], stamps.shape[2]),
+        _packed(stamps),
+        _packed(copy.births[:, row.place, :, : row.pages]),
+        _packed(copy.current[:, row.place]),
+    )
+
+
+def _packed(table: torch.Tensor) -> bytes:
+    return table.numpy().astype(PAGE_DTYPE, copy=False).tobytes()

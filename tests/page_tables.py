@@ -1,0 +1,43 @@
+"""Made-up page tables, and a publisher that keeps what it is given."""
+
+import msgspec
+import torch
+
+from raas_kernels import EvictionBuffers, Policy
+from raas_sglang.config import RaasConfig
+from raas_sglang.request import RequestOptions, RequestState
+from raas_sglang.trace import TraceBatch
+
+LAYERS, SLOTS, HEADS, PAGES = 3, 5, 2, 4
+CONFIG = RaasConfig(
+    kv_policy="raas", kv_budget=64, kv_trace_endpoint="tcp://127.0.0.1:1", kv_trace_interval=3
+)
+
+
+class Kept:
+    """Stands for the publisher; packs a sample when told to."""
+
+    def __init__(self):
+        self.samples = []
+
+    def publish(self, sequence, sample):
+        self.samples.append((sequence, sample))
+
+    def arrive(self):
+        sequence, sample = self.samples.pop(0)
+        payload = msgspec.msgpack.encode(sample())
+        return sequence, msgspec.msgpack.decode(payload, type=TraceBatch)
+
+
+def buffers():
+    def table(*size):
+        return torch.randint(0, 1000, (LAYERS, SLOTS, HEADS, *size), dtype=torch.int32)
+
+    none = torch.empty(LAYERS, SLOTS, HEADS, 0, 8)
+    mass = torch.zeros(LAYERS, SLOTS, HEADS, PAGES)
+    return EvictionBuffers(table(PAGES), table(PAGES), mass, table(), none, none)
+
+
+def request(generated, policy=Policy.RAAS):
+    options = RequestOptions(policy, 64, evicts=policy is not Policy.DENSE)
+    return RequestState(options, 10, 10 + generated, 10 + min(generated, 64))

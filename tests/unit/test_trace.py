@@ -1,0 +1,155 @@
+"""The trace stream: what is sampled, packed and sent is what the eviction state held."""
+
+import socket
+import threading
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from page_tables import CONFIG, HEADS, LAYERS, Kept, buffers, request
+from raas_kernels import EvictionBuffers, Policy
+from raas_patches.tp_worker import endpoint_of_rank
+from raas_sglang.config import RaasConfig
+from raas_sglang.trace import listen, page_table, reused
+from raas_sglang.trace.publisher import TracePublisher
+from raas_sglang.trace.sampler import PageSampler
+from raas_sglang.trace.subscriber import Received, lines
+
+
+@pytest.fixture
+def kept():
+    return Kept()
+
+
+def test_a_sample_holds_the_born_pages_of_evicting_rows_of_that_step(kept):
+    state = buffers()
+    sampler = PageSampler(state, CONFIG, kept, attn_dp_rank=1, tp_rank=2)
+    rows = [("a", request(33)), ("dense", request(90, Policy.DENSE)), ("b", request(80))]
+    sampler.sample(torch.tensor([4, 1, 2]), rows)
+    before = EvictionBuffers(*(tensor.clone() for tensor in state))
+    for tensor in state[:4]:
+        tensor.zero_()  # the next step
+    rows[0][1].logical_len += 7
+    sequence, batch = kept.arrive()
+    assert (sequence, batch.attn_dp_rank, batch.tp_rank, batch.page_size) == (0, 1, 2, 16)
+    assert [event.rid for event in batch.events] == ["a", "b"]
+    for event, slot, pages in zip(batch.events, (4, 2), (3, 4), strict=True):
+        table = page_table(event)
+        assert event.shape == (LAYERS, HEADS, pages)
+        np.testing.assert_array_equal(table.stamps, before.stamps[:, slot, :, :pages])
+        np.testing.assert_array_equal(table.births, before.births[:, slot, :, :pages])
+        np.testing.assert_array_equal(table.current, before.current[:, slot])
+    first = batch.events[0]
+    assert (first.step, first.logical_len, first.resident_len) == (32, 43, 43)
+    assert (first.policy, first.budget, first.prompt_len) == ("raas", 64, 10)
+
+
+def test_only_every_interval_th_step_is_due(kept):
+    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    assert [sampler.is_due() for _ in range(7)] == [True, False, False, True, False, False, True]
+
+
+def test_a_batch_without_evicting_rows_is_not_sampled(kept):
+    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    sampler.sample(torch.tensor([1]), [("dense", request(90, Policy.DENSE))])
+    assert kept.samples == []
+
+
+def test_a_sample_that_finds_no_buffer_leaves_a_gap(kept):
+    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    for _ in range(3):
+        sampler.sample(torch.tensor([1]), [("a", request(33))])
+    assert [kept.arrive()[0], kept.arrive()[0]] == [0, 1]
+    sampler.sample(torch.tensor([1]), [("a", request(33))])
+    assert kept.arrive()[0] == 3
+    assert kept.samples == []
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_what_is_published_arrives_and_reads_as_lines(kept):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    publisher = TracePublisher(endpoint)
+    state = buffers()
+    sampler = PageSampler(state, CONFIG, kept, 0, 0)
+    arrived = []
+
+    def subscribe():
+        for message in listen([endpoint], timeout_s=20):
+            arrived.append(message)
+            if message.batch.events[0].rid == "last":
+                return
+
+    thread = threading.Thread(target=subscribe)
+    thread.start()
+    sent = 0
+    # A subscriber misses what is published before it is connected.
+    while not arrived and sent < 1000:
+        sampler.sample(torch.tensor([1]), [("a", request(63 + sent))])
+        publisher.publish(*kept.samples.pop())
+        sent += 1
+        thread.join(0.02)
+    state.births[:, 1, :, 0] += 64
+    sampler.sample(torch.tensor([1, 1]), [("last", request(5)), ("a", request(63 + sent))])
+    publisher.publish(*kept.samples.pop())
+    thread.join()
+    publisher.close()
+    assert arrived[-1].sequence == sent
+    first, last = (page_table(m.batch.events[-1]) for m in (arrived[0], arrived[-1]))
+    np.testing.assert_array_equal(reused(first, last)[0, 0], [True, False, False, False])
+    printed = list(lines(arrived))
+    assert printed[0].split()[1:5] == ["dp0", "tp0", "a", "raas"]
+    assert "reused - " in printed[0]
+    assert "reused 25% " in printed[-1]
+    assert f"resident 74 of {73 + sent} pages 4" in printed[-1]
+
+
+def test_lines_of_two_ranks_are_not_compared_with_each_other(kept):
+    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    sampler.sample(torch.tensor([1]), [("a", request(33))])
+    _, batch = kept.arrive()
+    other = msgspec.structs.replace(batch, tp_rank=1)
+    printed = lines([Received(0, batch), Received(0, other), Received(1, batch)])
+    assert ["reused - " in line for line in printed] == [True, True, False]
+
+
+def test_an_endpoint_in_use_is_refused_by_name():
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    publisher = TracePublisher(endpoint)
+    with pytest.raises(RuntimeError, match=f"must be free to bind, got {endpoint}"):
+        TracePublisher(endpoint)
+    publisher.close()
+
+
+def test_an_endpoint_that_is_none_is_refused():
+    with pytest.raises(RuntimeError, match="must be tcp://HOST:PORT of a server, got localhost"):
+        next(listen(["localhost"]))
+
+
+def test_every_rank_has_a_port():
+    assert endpoint_of_rank("tcp://*:5558", 3) == "tcp://*:5561"
+
+
+def test_the_flag_is_what_turns_it_on():
+    assert CONFIG.traced
+    assert not RaasConfig(kv_policy="raas").traced
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"kv_trace_endpoint": "5558"}, r"must be tcp://ADDRESS:PORT, got '5558'"),
+        ({"kv_trace_endpoint": "ipc:///tmp/x"}, "use tcp://"),
+        ({"kv_trace_interval": 0}, "positive number of decode steps, got 0"),
+        ({"kv_trace_interval": True}, "got True"),
+    ],
+)
+def test_bad_settings_say_what_must_hold(settings, text):
+    with pytest.raises(ValueError, match=text):
+        RaasConfig(kv_policy="raas", **settings)
