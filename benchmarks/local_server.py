@@ -38,7 +38,7 @@ class LocalServer:
         model_path: Path = REASONER,
         timeout_s: float = 600.0,
     ) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = [
             *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path)),
@@ -119,7 +119,8 @@ class LocalServer:
         self.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

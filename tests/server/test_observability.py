@@ -1,0 +1,201 @@
+"""`/metrics`, the log line, the answers and the trace stream say the same of one real run."""
+
+import json
+import re
+import threading
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from client import generate, post, problem, request, together
+from conftest import start_server
+from local_server import LocalServer, free_port
+from raas_sglang.metrics import METRIC_NAMES
+from raas_sglang.trace import Received, listen, page_table, reused
+
+DASHBOARD = Path(__file__).parents[2] / "examples" / "monitoring" / "raas-dashboard.json"
+LOG_PART = re.compile(
+    r"#raas-req: (\d+), #logical token: (\d+), #resident token: (\d+), #evicted token: (\d+), "
+    r"budget usage: ([\d.]+), "
+)
+PAGE, FOREVER = 16, {"sampling_params": {"ignore_eos": True}}
+
+
+class Observed(NamedTuple):
+    """One batch of every policy, seen from everywhere."""
+
+    server: LocalServer
+    received: list[Received]
+    before: dict[tuple[str, str], float]
+    answers: list[dict]
+    after: dict[tuple[str, str], float]
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """A server with everything on that says what it does."""
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--max-total-tokens", "20000")
+    trace = ("--kv-trace-endpoint", endpoint, "--kv-trace-interval", "1")
+    with start_server(*flags, *trace, "--enable-metrics", "--decode-log-interval", "20") as server:
+        received = []
+        stop = threading.Event()
+
+        def subscribe():
+            while not stop.is_set():
+                received.extend(listen([endpoint], timeout_s=5))
+
+        thread = threading.Thread(target=subscribe)
+        thread.start()
+        generate(server, problem(6).prompt, "raas", 16, tokens=40, **FOREVER)
+        before = scrape(server)
+        answers = run_all(server)
+        yield Observed(server, received, before, answers, scrape(server))
+        stop.set()
+        thread.join()
+        assert server.is_alive(), server.log_end()
+
+
+def scrape(server) -> dict[tuple[str, str], float]:
+    """Value of each metric of a policy, and of SGLang's own under the policy ``""``."""
+    text = requests.get(server.url + "/metrics", timeout=60).text
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    return {(s.name, s.labels.get("kv_policy", "")): s.value for s in samples}
+
+
+def run_all(server) -> list[dict]:
+    """One batch of several policies; what the answers say of it."""
+    asked = problem(8).prompt
+    policies = ("raas", "raas", "window", "random", "dense")
+    calls = [
+        lambda policy=policy, tokens=tokens: generate(server, asked, policy, 32, tokens, **FOREVER)
+        for policy, tokens in zip(policies, (150, 97, 120, 81, 90), strict=True)
+    ]
+    return [answer["meta_info"] for answer in together(calls)]
+
+
+def test_counters_are_what_the_answers_report(observed):
+    for policy in ("raas", "window", "random", "dense", "h2o"):
+        evicted = [a["evicted_tokens"] for a in observed.answers if a["kv_policy"] == policy]
+        for name, expected in (
+            ("sglang:kv_evictions_total", sum(evicted)),
+            ("sglang:kv_saved_reads_total", sum(n * (n + 1) // 2 for n in evicted)),
+        ):
+            grown = observed.after[name, policy] - observed.before[name, policy]
+            assert grown == expected, (name, policy)
+
+
+def test_counters_follow_an_aborted_request_to_its_end(observed):
+    server, name = observed.server, ("sglang:kv_evictions_total", "random")
+    before = scrape(server)[name]
+    answers = []
+    body = request(problem(6).prompt, "random", 16, 12000, rid="to-abort", **FOREVER)
+    thread = threading.Thread(target=lambda: answers.append(post(server, "/generate", body)))
+    thread.start()
+    while thread.is_alive() and scrape(server)[name] < before + 40:
+        time.sleep(0.1)
+    post(server, "/abort_request", {"rid": "to-abort"})
+    thread.join()
+    info = answers[0].json()["meta_info"]
+    assert info["finish_reason"]["type"] == "abort"
+    assert scrape(server)[name] - before == info["evicted_tokens"]
+
+
+def gauges(server) -> tuple:
+    found = scrape(server)
+    names = ("running_reqs", "logical_tokens", "resident_tokens", "evicted_tokens")
+    counts = (int(found[f"sglang:kv_{name}", "raas"]) for name in names)
+    return (*counts, f"{found['sglang:kv_budget_usage', 'raas']:.2f}")
+
+
+def test_gauges_are_what_the_log_line_says_and_go_back_to_zero(observed):
+    server = observed.server
+    seen = set()
+    done = threading.Event()
+
+    def watch():
+        while not done.is_set():
+            first, second = gauges(server), gauges(server)
+            # Not while they are set, and not from the prefill, which has a log line of its own.
+            if first == second and first[3]:
+                seen.add(first)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    info = generate(server, problem(8).prompt, "raas", 64, tokens=400, **FOREVER)["meta_info"]
+    done.set()
+    watcher.join()
+    logged = [(*map(int, found[:4]), found[4]) for found in LOG_PART.findall(server.log())]
+    assert len(seen) > 1
+    assert seen <= set(logged)
+    for _, logical, resident, evicted, _ in logged:
+        assert evicted == logical - resident
+    assert any(resident == info["resident_tokens"] for _, _, resident, _, _ in seen)
+    assert max(evicted for _, _, _, evicted, _ in seen) <= info["evicted_tokens"]
+    began = time.monotonic()
+    while gauges(server)[0] and time.monotonic() - began < 60:
+        time.sleep(0.2)
+    assert gauges(server) == (0, 0, 0, 0, "0.00")
+
+
+def test_the_trace_shows_every_step_that_the_answers_report(observed):
+    samples = defaultdict(list)
+    for message in list(observed.received):
+        for event in message.batch.events:
+            samples[event.rid].append(event)
+    for info in observed.answers:
+        events = samples[info["id"]]
+        if info["kv_policy"] == "dense":
+            assert not events
+            continue
+        last = events[-1]
+        assert (last.policy, last.budget) == (info["kv_policy"], 32)
+        assert (last.logical_len, last.resident_len) == (
+            info["logical_tokens"],
+            info["resident_tokens"],
+        )
+        assert [event.step for event in events] == list(range(last.step + 1))
+        assert_pages_follow_the_rules(events, info["evicted_tokens"])
+
+
+def assert_pages_follow_the_rules(events, evicted):
+    tables = [page_table(event) for event in events]
+    for event, table in zip(events, tables, strict=True):
+        current = table.current[..., None].astype(np.int64)
+        assert (np.take_along_axis(table.stamps, current, 2) == event.step).all()
+        assert (np.take_along_axis(table.births, current, 2) == event.step // PAGE * PAGE).all()
+        assert (table.stamps >= table.births).all()
+    given_up = np.zeros(tables[0].current.shape, int)
+    for before, after in pairwise(tables):
+        pages = reused(before, after)
+        given_up += pages.sum(2)
+        if events[0].policy == "window":
+            assert (pages <= (before.births == before.births.min(2, keepdims=True))).all()
+    assert (given_up == -(-evicted // PAGE)).all(), "each head begins a page every 16 steps"
+
+
+def test_every_metric_of_the_dashboard_exists(observed):
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = set(re.findall(r"sglang:\w+", json.dumps(dashboard)))
+    exposed = {name for name, _ in observed.after}
+    assert asked <= exposed, asked - exposed
+    assert set(METRIC_NAMES) <= asked, "the dashboard shows all of ours"
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_labels_are_sglangs(observed):
+    text = requests.get(observed.server.url + "/metrics", timeout=60).text
+    labels = {
+        sample.name: set(sample.labels)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    for name in METRIC_NAMES:
+        assert labels[name] == labels["sglang:num_running_reqs"] | {"kv_policy"}
