@@ -147,12 +147,16 @@ class EvictionMetrics:
         Args:
             states: Requests of a decode batch whose results are in, those that finished included.
         """
+        grown = {policy: [0, 0] for policy in Policy}
         for state in states:
             before, now = state.counted_len, state.evicted_len
-            if now <= before:
-                continue
-            state.counted_len = now
-            evictions, saved_reads = self._counters[state.options.policy]
-            evictions.inc(now - before)
-            # A step that gives up the n-th token reads n fewer than a dense one.
-            saved_reads.inc((now * (now + 1) - before * (before + 1)) // 2)
+            if now > before:
+                state.counted_len = now
+                totals = grown[state.options.policy]
+                totals[0] += now - before
+                # A step that gives up the n-th token reads n fewer than a dense one.
+                totals[1] += (now * (now + 1) - before * (before + 1)) // 2
+        for policy, totals in grown.items():
+            for counter, total in zip(self._counters[policy], totals, strict=True):
+                if total:
+                    counter.inc(total)
