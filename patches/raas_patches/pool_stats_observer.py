@@ -25,7 +25,10 @@ def get_pool_stats(result: "PoolStats", self: "SchedulerPoolStatsObserver") -> N
 
 
 def get_decode_usage_msg_parts(result: list[str], self: "PoolStats") -> list[str]:
-    """After `get_decode_usage_msg_parts`: adds requests by policy, both lengths and budget use."""
+    """After `get_decode_usage_msg_parts`: adds requests by policy, both lengths and budget use.
+
+    Like SGLang's "#token", and unlike its "#running-req", without what finished in this step.
+    """
     usages = usage_of(req.raas for req in self.get_running_batch().reqs)
     return [*result, log_part(usages)]
 
