@@ -49,7 +49,8 @@ class Decode:
         current = torch.zeros(rows + 1, heads, dtype=torch.int32, device="cuda")
         self.buffers = EvictionBuffers(empty, empty, empty, current, empty, empty)
         scores = torch.empty(LAYERS, rows, heads, pages, device="cuda")
-        self.step = StepBuffers(empty.expand(LAYERS, 0), scores, torch.empty_like(scores))
+        unused = [empty.expand(LAYERS, 0)] * 3
+        self.step = StepBuffers(*unused, scores, torch.empty_like(scores))
         self.logits = AttentionLogits.empty(rows, queries, budget, "cuda")
         self.workspace = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
 

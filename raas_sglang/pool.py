@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class RaasTokenToKVPool(MHATokenToKVPool):
     """Keys and values [slot, kv_head, head_dim] per layer, where a slot is reused in place.
 
-    Prefill stores as in `MHATokenToKVPool`. Decode goes through `store_decode`, which knows the
-    query. `attach` must be called once before the first forward pass.
+    Prefill stores as in `MHATokenToKVPool`. A decode step calls `claim_slots` before its first
+    layer, `store_decode` in each and `stamp_decode` after the last. `attach` must be called once
+    before the first forward pass.
     """
 
     state: EvictionState
@@ -53,30 +54,36 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             config.kv_score == "bound",
             config.alpha,
             config.kv_stamp_interval,
+            layer_offset=self.start_layer,
         )
         num_slots = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_slots, self.device)
+
+    def is_first(self, layer: "RadixAttention") -> bool:
+        """Whether a layer is this rank's first, before which a step begins."""
+        return self._index(layer) == 0
 
     def is_last(self, layer: "RadixAttention") -> bool:
         """Whether a layer is this rank's last, after which a step ends."""
         return bool(self._index(layer) == self.layer_num - 1)
 
+    def claim_slots(self, rows: DecodeBatch) -> None:
+        """Begins a decode step: finds the slots that it stores to, for all layers.
+
+        Where SGLang says, or in place of an old token where a row is saturated.
+        """
+        self.ops.claim_slots(self.state.step, rows, self.state.buffers, self.options)
+
     def store_decode(
-        self,
-        layer: "RadixAttention",
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        rows: DecodeBatch,
+        self, layer: "RadixAttention", q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> None:
-        """Stores one decode step of a layer: dense rows where SGLang says, others in place.
+        """Stores one decode step of a layer in the slots that `claim_slots` found.
 
         Args:
             layer: The attention layer.
             q: [B, Hq * D] or [B, Hq, D] queries after RoPE.
             k: [B, H * D] or [B, H, D] keys after RoPE.
             v: [B, H * D] or [B, H, D] values.
-            rows: The decode batch.
         """
         index = self._index(layer)
         self.ops.store_decode(
@@ -85,10 +92,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             v.view(-1, self.head_num, self.v_head_dim).to(self.dtype),
             self.k_buffer[index],
             self.v_buffer[index],
-            self.state.step.layer(index).queries,
-            rows,
-            self.state.buffers.layer(index),
-            layer.layer_id,
+            self.state.step.layer(index),
             self.options,
         )
 

@@ -49,7 +49,7 @@ class EvictionState:
 
     Attributes:
         buffers: State of all layers.
-        step: What a decode step leaves for its end.
+        step: What a decode step passes between its begin, its layers and its end.
         logits: What attention leaves for the scores of a layer, with `--kv-score exact` on a GPU.
         capacities: [R] int64. P + L: resident length at which each request stops growing.
         capacities_cpu: The same on the host.
@@ -184,8 +184,11 @@ def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
     """Size and dtype of each field of `StepBuffers`, for one layer."""
     pages = config.max_budget // config.kv_eviction_page_size
     bound = config.kv_score == "bound"
+    kept = rows if bound else 0
     return [
-        ((rows if bound else 0, shape.query_heads, shape.head_dim), shape.dtype),
+        ((rows, shape.heads), torch.int32),
+        ((kept, shape.query_heads, shape.head_dim), shape.dtype),
+        ((kept, shape.heads, shape.head_dim), shape.dtype),
         ((rows, shape.heads, pages), torch.float32),
         ((0 if bound else rows, shape.heads, pages), torch.float32),
     ]

@@ -276,7 +276,8 @@ class Simulation:
         shifts = torch.arange(HEADS * GROUP * 4).reshape(HEADS * GROUP, 4)
         queries[:, :, 4:] = ((names[:, None, None] >> shifts) % 8 - 3).float()
         rows, resident = self._place(batch)
-        self.pool.store_decode(_LAYER, queries, keys, values, rows)
+        self.pool.claim_slots(rows)
+        self.pool.store_decode(_LAYER, queries, keys, values)
         self.pool.score_exactly(_LAYER, queries, rows)
         self.pool.stamp_decode(rows)
         keys, values = self.pool.k_buffer[0], self.pool.v_buffer[0]

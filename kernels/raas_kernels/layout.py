@@ -65,18 +65,26 @@ class EvictionBuffers(NamedTuple):
 
 
 class StepBuffers(NamedTuple):
-    """What one decode step leaves behind for its end, where all layers are stamped at once.
+    """What one decode step passes between its begin, its layers and its end.
+
+    All layers begin at once, in `claim_slots`, and end at once, in `score_pages` and
+    `stamp_decode`; what is left for each layer is to store. Only the batch's rows are ever read.
 
     Attributes:
+        targets: [Y, M, H] int32. KV slot that each head writes this step's token to.
         queries: [Y, M, Hq, D], dtype of the queries. Queries of the step, for `score_pages`;
             unused, and M is 0, without `StepOptions.bound_scores`.
+        keys: [Y, M, H, D], dtype of the KV cache. Keys of the step as they are stored, for
+            `score_pages`; unused, and M is 0, without `StepOptions.bound_scores`.
         page_scores: [Y, M, H, N] float32. Score of each page: its bound, or the largest attention
             probability of one of its tokens.
         page_mass: [Y, M, H, N] float32. Sum of the probabilities of the page's tokens, the mean
             over the KV head's queries; unused, and M is 0, with `StepOptions.bound_scores`.
     """
 
+    targets: torch.Tensor
     queries: torch.Tensor
+    keys: torch.Tensor
     page_scores: torch.Tensor
     page_mass: torch.Tensor
 
@@ -119,6 +127,7 @@ class StepOptions(NamedTuple):
         alpha: Threshold of the alpha rule; None for top-r.
         stamp_interval: Decode steps of a request from one stamping of its RaaS pages to the next;
             the last step of each interval stamps. The page being filled is stamped at every step.
+        layer_offset: Index of this rank's first layer, so that stages agree with one GPU.
     """
 
     page_size: int
@@ -126,3 +135,4 @@ class StepOptions(NamedTuple):
     bound_scores: bool
     alpha: float | None
     stamp_interval: int = 1
+    layer_offset: int = 0

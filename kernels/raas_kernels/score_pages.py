@@ -3,9 +3,12 @@
 Quest's bound of q·k over a page, ``sum_d max(q * low, q * high)``, is two matrix products, because
 ``low <= high``: ``high @ max(q, 0) + low @ min(q, 0)``. The products of 16-bit numbers are exact in
 float32, which they are summed in. One program per tile of pages, KV head, row and layer; it reads
-the tile's bounds once for all queries of the head: per row, head and layer 2 * N * D numbers.
+the tile's bounds once for all queries of the head: per row, head and layer 2 * N * D numbers. The
+program whose tile has the page being filled also extends it; nobody scores that page, so it matters
+to no one which of its bounds are read beside.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -21,7 +24,7 @@ def score_pages(
     """Same contract as `torch_ops.score_pages`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: queries and bounds differ in type, or the scores are laid out otherwise.
+        ValueError: queries and bounds differ in type, or keys or scores are laid out otherwise.
     """
     layers, slots, heads, num_pages = buffers.stamps.shape
     rows, query_heads, head_dim = batch.positions.shape[0], *step.queries.shape[2:]
@@ -32,26 +35,33 @@ def score_pages(
             "queries must have the type of the KV cache for bound scores, got "
             f"{step.queries.dtype} and {buffers.key_min.dtype}; use --kv-score exact"
         )
-    expected = (layers, step.queries.shape[1], heads, num_pages)
-    if step.page_scores.shape != expected or not step.page_scores.is_contiguous():
-        raise ValueError(
-            f"page_scores must be contiguous {expected}, got shape "
-            f"{tuple(step.page_scores.shape)} and strides {step.page_scores.stride()}"
-        )
+    max_rows = step.queries.shape[1]
+    for name, last, dtype in (
+        ("keys", head_dim, buffers.key_min.dtype),
+        ("page_scores", num_pages, torch.float32),
+    ):
+        tensor, expected = getattr(step, name), (layers, max_rows, heads, last)
+        if tensor.shape != expected or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous {dtype} {expected}, got {tensor.dtype} "
+                f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+            )
     group = query_heads // heads
     tile = min(TILE_PAGES, max(16, triton.next_power_of_2(num_pages)))
     _score_pages_kernel[(triton.cdiv(num_pages, tile) * heads, rows, layers)](
         step.queries,
+        step.keys,
         step.page_scores,
         batch.req_pool_indices,
         batch.positions,
         batch.requests.policies,
         batch.requests.prompt_lens,
         batch.requests.budgets,
+        buffers.current,
         buffers.key_min,
         buffers.key_max,
         slots,
-        expected[1],
+        max_rows,
         num_pages,
         HEADS=heads,
         GROUP=group,
@@ -68,12 +78,14 @@ def score_pages(
 @triton.jit
 def _score_pages_kernel(
     queries_ptr,
+    keys_ptr,
     page_scores_ptr,
     req_pool_indices_ptr,
     positions_ptr,
     policies_ptr,
     prompt_lens_ptr,
     budgets_ptr,
+    current_ptr,
     key_min_ptr,
     key_max_ptr,
     num_slots,
@@ -96,18 +108,28 @@ def _score_pages_kernel(
     slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
     count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
+    owner = (layer * num_slots + slot) * HEADS + head
+    current = tl.load(current_ptr + owner)
     due = (step + 1) % STAMP_INTERVAL == 0
+    here = (layer * max_rows + row) * HEADS + head
+    dims = tl.arange(0, BLOCK_DIM)
+    if (policy == RAAS) & (current >= first) & (current < first + BLOCK_PAGES):
+        inside = dims < HEAD_DIM
+        bounds = (owner * num_pages + current) * HEAD_DIM + dims
+        key = tl.load(keys_ptr + here * HEAD_DIM + dims, mask=inside)
+        kept = inside & (step % PAGE_SIZE != 0)
+        low = tl.load(key_min_ptr + bounds, mask=kept, other=float("inf"))
+        high = tl.load(key_max_ptr + bounds, mask=kept, other=float("-inf"))
+        tl.store(key_min_ptr + bounds, tl.minimum(low, key), mask=inside)
+        tl.store(key_max_ptr + bounds, tl.maximum(high, key), mask=inside)
     if (policy == RAAS) & due & (first < count):
         pages = first + tl.arange(0, BLOCK_PAGES)
-        dims = tl.arange(0, BLOCK_DIM)
         members = tl.arange(0, BLOCK_GROUP)
-        state = ((layer * num_slots + slot) * HEADS + head) * num_pages
-        bounds = (state + pages[:, None]) * HEAD_DIM + dims[None, :]
+        bounds = (owner * num_pages + pages[:, None]) * HEAD_DIM + dims[None, :]
         mask = (pages < count)[:, None] & (dims < HEAD_DIM)[None, :]
         low = tl.load(key_min_ptr + bounds, mask=mask, other=0.0)
         high = tl.load(key_max_ptr + bounds, mask=mask, other=0.0)
 
-        here = (layer * max_rows + row) * HEADS + head
         inside = (members < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
         query = (here * GROUP + members[:, None]) * HEAD_DIM + dims[None, :]
         query = tl.load(queries_ptr + query, mask=inside, other=0.0)
@@ -117,4 +139,5 @@ def _score_pages_kernel(
         scores = tl.dot(low, tl.trans(below), scores, input_precision="ieee")
         scores = tl.where((members < GROUP)[None, :], scores, float("-inf"))
         best = tl.max(scores, axis=1)
-        tl.store(page_scores_ptr + here * num_pages + pages, best, mask=pages < count)
+        scored = (pages < count) & (pages != current)
+        tl.store(page_scores_ptr + here * num_pages + pages, best, mask=scored)

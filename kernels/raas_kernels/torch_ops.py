@@ -11,24 +11,47 @@ import torch
 from raas_kernels.layout import DecodeBatch, EvictionBuffers, Policy, StepBuffers, StepOptions
 
 
+def claim_slots(
+    step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
+) -> None:
+    """Finds the slots that one decode step writes to, in all layers: a victim's where budgets end.
+
+    Called once before the first layer. Per layer, row and KV head: choose a victim where a new page
+    begins, reset its state, stamp the page being filled, and leave in ``step.targets`` the slot
+    that SGLang allocated or, for a saturated row, one of the page's own. Mutates ``step`` and the
+    buffers, all but the bounds; the state of dense rows and of other requests stays as it is.
+
+    Args:
+        step: ``targets`` of the batch's rows are written.
+        batch: Rows of the step.
+        buffers: Eviction state of all layers.
+        options: Server-wide choices.
+    """
+    rows = _rows(batch, batch.requests.policies != Policy.DENSE)
+    saturated = rows.step >= rows.budgets
+    places = batch.kv_indptr.long()[rows.row] + rows.prompt_lens + rows.step % options.page_size
+    for layer in range(buffers.stamps.shape[0]):
+        pages = _advance(rows, buffers.layer(layer), layer + options.layer_offset, options)
+        targets = batch.out_cache_loc.int()[:, None].repeat(1, pages.shape[1])
+        in_place = (places[:, None] + pages * options.page_size)[saturated]
+        targets[rows.row[saturated]] = batch.kv_indices[in_place].int()
+        step.targets[layer, : len(targets)] = targets
+
+
 def store_decode(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    queries: torch.Tensor,
-    batch: DecodeBatch,
-    buffers: EvictionBuffers,
-    layer_id: int,
+    step: StepBuffers,
     options: StepOptions,
 ) -> None:
-    """Stores the token of one decode step, in place of an old one where the budget is full.
+    """Stores the token of one decode step where `claim_slots` said.
 
-    Called for each layer before its attention. Per row and KV head: choose a victim where a new
-    page begins, write k and v, stamp the page and, for RaaS with `StepOptions.bound_scores`, extend
-    its bounds and keep q for `score_pages`. Mutates the caches, the buffers and ``queries``; the
-    rows of other requests and every slot below the prompt length stay as they are.
+    Called for each layer before its attention. Writes k and v to the caches and, with
+    `StepOptions.bound_scores`, q and k to ``step`` for `score_pages`: of every row, dense ones
+    too, since a look at the policy would take longer than the copy.
 
     Args:
         q: [B, Hq, D] queries after RoPE; query heads of one KV head are neighbours.
@@ -36,29 +59,16 @@ def store_decode(
         v: [B, H, D] values.
         key_cache: [S, H, D] keys of the layer.
         value_cache: [S, H, D] values of the layer.
-        queries: [M, Hq, D] this layer's `StepBuffers.queries`.
-        batch: Rows of the step.
-        buffers: Eviction state of the layer.
-        layer_id: Layer of the whole model, mixed into the random policy's choice.
+        step: Buffers of the layer; ``targets`` are read, ``queries`` and ``keys`` written.
         options: Server-wide choices.
     """
-    heads = torch.arange(k.shape[1], device=k.device)
-    targets = batch.out_cache_loc.long()[:, None].repeat(1, len(heads))
-    rows = _rows(batch, batch.requests.policies != Policy.DENSE)
-    pages = _advance(rows, buffers, layer_id, options)
-    places = rows.prompt_lens[:, None] + pages * options.page_size
-    places = places + (rows.step % options.page_size)[:, None]
-    saturated = rows.step >= rows.budgets
-    starts = batch.kv_indptr.long()[rows.row, None]
-    targets[rows.row[saturated]] = batch.kv_indices[(starts + places)[saturated]].long()
-    keys = k.to(key_cache.dtype)
+    count, heads = k.shape[0], torch.arange(k.shape[1], device=k.device)
+    targets, keys = step.targets[:count].long(), k.to(key_cache.dtype)
     key_cache[targets, heads] = keys
     value_cache[targets, heads] = v.to(value_cache.dtype)
     if options.bound_scores:
-        raas = rows.policies == Policy.RAAS
-        rows, pages = rows.where(raas), pages[raas]
-        _extend_bounds(rows, pages, keys[rows.row], buffers, options)
-        queries[rows.row] = q[rows.row]
+        step.queries[:count] = q
+        step.keys[:count] = keys
 
 
 def score_pages(
@@ -66,21 +76,27 @@ def score_pages(
 ) -> None:
     """Scores the pages of RaaS rows by their bounds: Quest's upper bound of q·k over the page.
 
-    Called once after the last layer, with `StepOptions.bound_scores`. A page's score is the
-    maximum over the KV head's queries, without the softmax scale, which does not change the order.
+    Called once after the last layer, with `StepOptions.bound_scores`. Extends the bounds of the
+    page being filled by the step's key and, at the steps that stamp, scores the others. A page's
+    score is the maximum over the KV head's queries, without the softmax scale, which does not
+    change the order.
 
     Args:
-        step: Queries of all layers; ``page_scores`` of pages that hold tokens are written.
-        batch: Rows of the step, as given to `store_decode`.
-        buffers: Eviction state of all layers.
+        step: Queries and keys of all layers; ``page_scores`` are written, but of pages that hold no
+            tokens and of the one being filled.
+        batch: Rows of the step, as given to `claim_slots`.
+        buffers: Eviction state of all layers; bounds are updated.
         options: Server-wide choices.
     """
+    raas = _rows(batch, batch.requests.policies == Policy.RAAS)
     rows = _rows_to_stamp(batch, options)
-    present = _present(rows, buffers, options)[:, None]
     for layer in range(buffers.stamps.shape[0]):
-        queries, page_scores, _ = step.layer(layer)
-        scores = bound_scores(queries[rows.row], rows.slots, buffers.layer(layer))
-        page_scores[rows.row] = torch.where(present, scores, page_scores[rows.row])
+        of_layer, state = step.layer(layer), buffers.layer(layer)
+        _extend_bounds(raas, of_layer.keys[raas.row], state, options)
+        scores = bound_scores(of_layer.queries[rows.row], rows.slots, state)
+        kept = of_layer.page_scores[rows.row]
+        scored = _candidates(rows, state, options)
+        of_layer.page_scores[rows.row] = torch.where(scored, scores, kept)
 
 
 def stamp_decode(
@@ -94,21 +110,18 @@ def stamp_decode(
 
     Args:
         step: Scores of all layers and, without bound scores, masses.
-        batch: Rows of the step, as given to `store_decode`.
+        batch: Rows of the step, as given to `claim_slots`.
         buffers: Eviction state of all layers; stamps and mass are updated.
         options: Server-wide choices.
     """
     raas = _rows_to_stamp(batch, options)
     h2o = _rows(batch, batch.requests.policies == Policy.H2O)
-    present = _present(raas, buffers, options)[:, None]
-    pages = torch.arange(buffers.stamps.shape[3], device=buffers.stamps.device)
     for layer in range(buffers.stamps.shape[0]):
-        _, page_scores, page_mass = step.layer(layer)
-        state = buffers.layer(layer)
+        of_layer, state = step.layer(layer), buffers.layer(layer)
         if not options.bound_scores:
-            state.mass[h2o.slots] += page_mass[h2o.row]
-        candidate = present & (pages != state.current[raas.slots][:, :, None])
-        scores = page_scores[raas.row]
+            state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
+        candidate = _candidates(raas, state, options)
+        scores = of_layer.page_scores[raas.row]
         if options.alpha is None:
             _stamp(raas, top_pages(scores, candidate, raas.stamp_pages), state)
         else:
@@ -220,12 +233,10 @@ def _victims(
 
 
 def _extend_bounds(
-    rows: _Rows,
-    pages: torch.Tensor,
-    keys: torch.Tensor,
-    buffers: EvictionBuffers,
-    options: StepOptions,
+    rows: _Rows, keys: torch.Tensor, buffers: EvictionBuffers, options: StepOptions
 ) -> None:
+    """Widens the bounds of the pages being filled by ``keys`` [E, H, D]; new pages begin anew."""
+    pages = buffers.current[rows.slots].long()
     at = (rows.slots[:, None], torch.arange(pages.shape[1], device=pages.device), pages)
     fresh = (rows.step % options.page_size == 0)[:, None, None]
     low, high = buffers.key_min[at], buffers.key_max[at]
@@ -249,6 +260,13 @@ def _present(rows: _Rows, buffers: EvictionBuffers, options: StepOptions) -> tor
     count = torch.minimum(rows.step // size + 1, rows.budgets // size)
     pages = torch.arange(buffers.stamps.shape[-1], device=buffers.stamps.device)
     return pages < count[:, None]
+
+
+def _candidates(rows: _Rows, buffers: EvictionBuffers, options: StepOptions) -> torch.Tensor:
+    """Tells which pages' scores count, all but the one being filled: [E, H, N] bool."""
+    pages = torch.arange(buffers.stamps.shape[2], device=buffers.stamps.device)
+    others = pages != buffers.current[rows.slots][:, :, None]
+    return _present(rows, buffers, options)[:, None] & others
 
 
 def _hash(

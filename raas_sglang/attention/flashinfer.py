@@ -22,7 +22,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     """SGLang's FlashInfer attention whose decode stores in place and reads resident slots only.
 
     A replayed CUDA graph runs while the scheduler already writes to `req_to_token` and to the
-    request tables for the next step, so the store reads copies: FlashInfer's own page table, and
+    request tables for the next step, so slots are claimed in copies: FlashInfer's page table, and
     the tables of the rows beside it. Where no row changed since the last step, as when all are
     saturated, both copies and FlashInfer's plan are still right and nothing is done.
 

@@ -62,10 +62,13 @@ class InPlaceDecode:
                 "RaaS must store the keys and values of a decode step itself, but the model "
                 "stored them or shares them with another layer; remove --kv-policy for this model"
             )
-        self.pool.store_decode(layer, q, k, v, self.rows)
+        pool = self.pool
+        if pool.is_first(layer):
+            pool.claim_slots(self.rows)
+        pool.store_decode(layer, q, k, v)
         out = self._attend(q, k, v, layer, forward_batch, **kwargs)
-        if self.pool.is_last(layer):
-            self.pool.stamp_decode(self.rows)
+        if pool.is_last(layer):
+            pool.stamp_decode(self.rows)
         return out
 
     def _attend(

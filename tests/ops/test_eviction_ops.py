@@ -43,6 +43,7 @@ class Engine:
             options.get("bound_scores", True),
             options.get("alpha"),
             options.get("stamp_interval", 1),
+            layer_offset=FIRST_LAYER,
         )
         self.slots = list(range(1, len(requests) + 1))
         random.Random(7).shuffle(self.slots)
@@ -89,7 +90,9 @@ class Engine:
         )
         most = (self.layers, rows + 2)
         self.step_buffers = StepBuffers(
+            torch.full((*most, self.heads), -77, **integers),
             nan(*most, self.heads * self.group, self.dim),
+            nan(*most, self.heads, self.dim),
             nan(*most, self.heads, pages),
             nan(*most, self.heads, pages),
         )
@@ -129,20 +132,21 @@ class Engine:
             return torch.randint(-3, 4, shape, generator=generator).float()
 
         rows, batch, given = len(self.requests), self.batch(step), []
+        state = self.step_buffers, batch, self.buffers, self.options
+        self.ops.claim_slots(*state)
         for layer in range(self.layers):
             q, k = small(rows, self.heads * self.group, self.dim), small(rows, self.heads, self.dim)
             given.append((q, k))
             args = (t.to(self.device) for t in (q, k, torch.full_like(k, float(step + layer))))
             self.ops.store_decode(
                 *args, self.key_cache[layer], self.value_cache[layer],
-                self.step_buffers.queries[layer], batch, self.buffers.layer(layer),
-                FIRST_LAYER + layer, self.options,
+                self.step_buffers.layer(layer), self.options,
             )  # fmt: skip
         if self.options.bound_scores:
-            self.ops.score_pages(self.step_buffers, batch, self.buffers, self.options)
+            self.ops.score_pages(*state)
         else:
             self.attend(rows, generator)
-        self.ops.stamp_decode(self.step_buffers, batch, self.buffers, self.options)
+        self.ops.stamp_decode(*state)
         for layer, (q, k) in enumerate(given):
             self.follow(layer, step, q, k)
         self.compare(step)

@@ -92,7 +92,8 @@ class Step:
         heads = self.heads * self.group
         logits = AttentionLogits.empty(count + 1, heads, self.pages * PAGE, self.device)
         scores = torch.full((count + 1, self.heads, self.pages), nan, device=self.device)
-        step = StepBuffers(torch.empty(0, device=self.device), scores, scores.clone())
+        unused = [torch.empty(0, device=self.device)] * 3
+        step = StepBuffers(*unused, scores, scores.clone())
         return AttentionLogits(*(tensor.fill_(nan) for tensor in logits)), step
 
     def attention_in_torch(self, logits):

@@ -77,7 +77,9 @@ class Rows:
                 bounds[:, slot, :, unborn:] = float("nan")
         most = (self.layers, rows + self.padded + 3)
         step_buffers = StepBuffers(
+            torch.full((*most, self.heads), -77, dtype=torch.int32),
             self.nan(*most, self.heads * self.group, self.dim).to(self.dtype),
+            self.nan(*most, self.heads, self.dim).to(self.dtype),
             self.nan(*most, self.heads, self.pages),
             self.nan(*most, self.heads, self.pages),
         )
@@ -117,14 +119,13 @@ class Rows:
 
 def run_step(ops, state, qkv, batch, options):
     keys, values, buffers, step_buffers = state
+    ops.claim_slots(step_buffers, batch, buffers, options)
     for layer, projected in enumerate(qkv):
         heads = keys.shape[2]
         # Views, as the model hands them over.
         q, k, v = projected.split((projected.shape[1] - 2 * heads, heads, heads), dim=1)
-        ops.store_decode(
-            q, k, v, keys[layer], values[layer], step_buffers.queries[layer], batch,
-            buffers.layer(layer), layer + 5, options,
-        )  # fmt: skip
+        of_layer = step_buffers.layer(layer)
+        ops.store_decode(q, k, v, keys[layer], values[layer], of_layer, options)
     if options.bound_scores:
         ops.score_pages(step_buffers, batch, buffers, options)
     ops.stamp_decode(step_buffers, batch, buffers, options)
@@ -150,15 +151,17 @@ def assert_same(got, want):
         )
 
 
-def compare(device, *, bound_scores=True, alpha=None, steps=3, **shape):
+def compare(device, *, bound_scores=True, alpha=None, stamp_interval=1, steps=3, **shape):
     """Runs the kernels on the device, and beside them the torch ops on the CPU."""
-    rows, options = Rows(**shape), StepOptions(PAGE, 2, bound_scores, alpha)
+    rows = Rows(**shape)
+    options = StepOptions(PAGE, 2, bound_scores, alpha, stamp_interval, layer_offset=5)
     want = rows.fresh()
     got = copied(want, device)
     for _ in range(steps):
         if not bound_scores:
             # What attention would leave behind; ties are frequent.
-            for ours, theirs in zip(got[3][1:], want[3][1:], strict=True):
+            for name in ("page_scores", "page_mass"):
+                ours, theirs = (getattr(state[3], name) for state in (got, want))
                 theirs.copy_(rows.integers(theirs.shape, 0, 64) / 64.0)
                 ours.copy_(theirs)
         qkv, batch = rows.qkv(), rows.batch()
@@ -178,6 +181,7 @@ SHAPES = {
     "one head": {"heads": 1, "group": 1},
     "seven queries a head": {"group": 7, "dtype": torch.float16},
     "head size 80": {"dim": 80},
+    "tiles that are not due": {"dim": 16, "pages": 70, "stamp_interval": 2},
     "many pages": {"rows": 3, "dim": 16, "pages": 257, "dtype": torch.float16},
     "exact scores": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
@@ -251,7 +255,8 @@ def test_bounds_of_real_numbers(dtype):
     step_buffers.queries.normal_(generator=rows.generator)
     on_device = copied((step_buffers, rows.batch(), buffers), "cuda")
     implementation("cuda").score_pages(*on_device, StepOptions(PAGE, 2, True, None))
-    present = torch.arange(rows.pages) < (rows.budgets // PAGE)[:, None, None]
+    pages = torch.arange(rows.pages)
+    present = pages < (rows.budgets // PAGE)[:, None, None]
     for layer in range(rows.layers):
         query = step_buffers.queries[layer, : len(rows.slots)].double()
         query = query.unflatten(1, (rows.heads, rows.group, 1))
@@ -259,11 +264,13 @@ def test_bounds_of_real_numbers(dtype):
         products = torch.stack([query * end for end in ends]).amax(0)
         want, scale = products.sum(-1).amax(2), products.abs().sum(-1).amax(2)
         got = on_device[0].page_scores[layer, : len(rows.slots)].cpu().double()
-        error = ((got - want).abs() / scale)[present.expand_as(got)]
+        scored = present & (pages != buffers.current[layer, rows.slots][:, :, None])
+        error = ((got - want).abs() / scale)[scored]
         assert error.max() < rows.dim * 2.0**-24
 
 
 def test_tensors_that_the_kernels_cannot_take_are_refused():
+    from raas_kernels.claim_slots import claim_slots
     from raas_kernels.score_pages import score_pages
     from raas_kernels.stamp_decode import stamp_decode
     from raas_kernels.store_decode import store_decode
@@ -273,14 +280,20 @@ def test_tensors_that_the_kernels_cannot_take_are_refused():
     batch, options = rows.batch(), StepOptions(PAGE, 0, True, None)
     k = torch.zeros(7, 2, 64)
     q = torch.zeros(7, 64, 4).transpose(1, 2)
-    layer = (keys[0], values[0], step.queries[0], batch, buffers.layer(0), 0, options)
+    caches, layer = (keys[0], values[0]), step.layer(0)
     with pytest.raises(ValueError, match=r"q must be \[B, heads, D\] with contiguous heads, got"):
-        store_decode(q, k, k, *layer)
-    few = (keys[0], values[0], step.queries[0][:6], batch, buffers.layer(0), 0, options)
-    with pytest.raises(ValueError, match="queries must be contiguous with at least 7 rows"):
-        store_decode(q.contiguous(), k, k, *few)
+        store_decode(q, k, k, *caches, layer, options)
+    for name in ("targets", "queries", "keys"):
+        few = layer._replace(**{name: getattr(layer, name)[:6]})
+        with pytest.raises(ValueError, match=rf"{name} must be contiguous .* at least 7 rows"):
+            store_decode(q.contiguous(), k, k, *caches, few, options)
+    long = step._replace(targets=step.targets.long())
+    with pytest.raises(ValueError, match="targets must be contiguous int32"):
+        claim_slots(long, batch, buffers, options)
     with pytest.raises(ValueError, match="queries must have the type of the KV cache"):
         score_pages(step._replace(queries=step.queries.half()), batch, buffers, options)
+    with pytest.raises(ValueError, match="keys must be contiguous"):
+        score_pages(step._replace(keys=step.keys[:, :6]), batch, buffers, options)
     wrong = step._replace(page_scores=step.page_scores[:, :, :, :2])
     for op in (score_pages, stamp_decode):
         with pytest.raises(ValueError, match="page_scores must be contiguous"):
