@@ -77,7 +77,11 @@ class Workload:
         self.buffers = self._buffers()
         state = (shape.layers, batch_size)
         self.step = StepBuffers(
+            torch.zeros(*state, shape.kv_heads, dtype=torch.int32, device="cuda"),
             torch.zeros(*state, shape.q_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda"),
+            torch.zeros(
+                *state, shape.kv_heads, shape.head_dim, dtype=torch.bfloat16, device="cuda"
+            ),
             torch.zeros(*state, shape.kv_heads, self.pages, device="cuda"),
             torch.zeros(shape.layers, 0, shape.kv_heads, self.pages, device="cuda"),
         )
@@ -125,11 +129,14 @@ class Workload:
             ),
         )
 
-    def store(self, ops: Any, batch: DecodeBatch) -> None:
+    def claim(self, ops: Any, batch: DecodeBatch) -> None:
+        ops.claim_slots(self.step, batch, self.buffers, self.options)
+
+    def store(self, ops: Any) -> None:
         for layer in range(self.shape.layers):
             ops.store_decode(
                 self.q, self.k, self.v, self.key_cache[layer], self.value_cache[layer],
-                self.step.queries[layer], batch, self.buffers.layer(layer), layer, self.options,
+                self.step.layer(layer), self.options,
             )  # fmt: skip
 
     def score(self, ops: Any) -> None:
@@ -157,20 +164,20 @@ class Workload:
         vector = shape.head_dim * 2
         heads = shape.layers * self.rows * shape.kv_heads
         group = shape.q_heads // shape.kv_heads
-        plain, kept = heads * 4 * vector, heads * (4 + 2 * group) * vector
+        # Page, slot, target and timestamp; key and value in and out; queries in and out, key again.
+        claimed, plain, kept = heads * 16, heads * 4 * vector, heads * (1 + 2 * group) * vector
         begun = heads * 12 * self.pages
+        yield Case("claim_slots", partial(self.claim, ops, self.batch), claimed)
+        yield Case(
+            "claim_slots, all begin", partial(self.claim, ops, self.beginning), claimed + begun
+        )
         yield Case(
             "store, torch index_put" if store_cache is None else "store, SGLang store_cache",
             self.sglang_store,
             plain,
         )
-        yield Case("store_decode", partial(self.store, ops, self.batch), plain + kept)
-        yield Case(
-            "store_decode, all begin",
-            partial(self.store, ops, self.beginning),
-            plain + kept + begun,
-        )
-        scored = heads * (2 * self.pages * vector + group * vector + 4 * self.pages)
+        yield Case("store_decode", partial(self.store, ops), plain + kept + 4 * heads)
+        scored = heads * ((2 * self.pages + group + 3) * vector + 4 * self.pages)
         yield Case("score_pages", partial(self.score, ops), scored)
         yield Case("stamp_decode", partial(self.stamp, ops), heads * 6 * self.pages)
 
@@ -183,7 +190,8 @@ def check(shape: Shape, seed: int) -> None:
     """
     ours, theirs = (Workload(shape, 1024, 16, seed) for _ in range(2))
     for work, ops in ((ours, triton_ops), (theirs, torch_ops)):
-        work.store(ops, work.batch)
+        work.claim(ops, work.batch)
+        work.store(ops)
         work.score(ops)
         work.stamp(ops)
     state = ((*w.buffers, *w.step, w.key_cache, w.value_cache) for w in (ours, theirs))
