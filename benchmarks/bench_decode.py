@@ -177,7 +177,8 @@ def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
         longest = load.budget
     else:
         longest = args.logical
-    pool = args.max_total_tokens or most * (load.prompt + longest) + 4096
+    # A pause that comes late lets a window more through.
+    pool = args.max_total_tokens or most * (load.prompt + longest + load.window) + 4096
     weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
