@@ -7,6 +7,7 @@ from typing import Any
 
 from raas_kernels import Policy
 
+STAMP_RULES = ("top-r", "alpha", "decay")
 POLICY_NAMES = tuple(policy.name.lower() for policy in Policy)
 
 
@@ -48,14 +49,18 @@ class RaasConfig:
     kv_stamp_rule: str = _flag(
         "top-r",
         "Which pages get the newest timestamp at a step: top-r the best share of the budget's "
-        "pages, alpha those that score above a probability (needs --kv-score exact).",
-        ("top-r", "alpha"),
+        "pages, alpha those that score above a probability; decay dates every page back by its "
+        "probability. alpha and decay need --kv-score exact.",
+        STAMP_RULES,
     )
     kv_stamp_ratio: float = _flag(
         0.5, "Share r of the budget's pages that top-r stamps (between 0 and 1)."
     )
     kv_stamp_alpha: float = _flag(
         1e-4, "Attention probability above which alpha stamps a page (between 0 and 1)."
+    )
+    kv_stamp_decay: int = _flag(
+        64, "Decode steps in which decay lets the importance of a page fall by a factor of e."
     )
     kv_stamp_interval: int = _flag(
         1, "Decode steps from one stamping of a request's pages to the next (1: the paper's rule)."
@@ -70,7 +75,7 @@ class RaasConfig:
     def __post_init__(self) -> None:
         _one_of("--kv-policy", self.kv_policy, POLICY_NAMES)
         _one_of("--kv-score", self.kv_score, ("bound", "exact"))
-        _one_of("--kv-stamp-rule", self.kv_stamp_rule, ("top-r", "alpha"))
+        _one_of("--kv-stamp-rule", self.kv_stamp_rule, STAMP_RULES)
         page = self.kv_eviction_page_size
         if not _is_int(page) or page < 1 or page & (page - 1):
             raise ValueError(
@@ -85,14 +90,15 @@ class RaasConfig:
                 f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "
                 f"got {self.max_budget}; leave it out to use --kv-budget"
             )
+        _check_interval("--kv-stamp-decay", self.kv_stamp_decay)
         _check_interval("--kv-stamp-interval", self.kv_stamp_interval)
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)
         check_policy("--kv-policy", self.kv_policy, self.kv_score)
-        if self.kv_stamp_rule == "alpha" and self.kv_score != "exact":
+        if self.kv_stamp_rule != "top-r" and self.kv_score != "exact":
             raise ValueError(
-                "--kv-stamp-rule alpha compares attention probabilities and must be used with "
-                f"--kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
+                f"--kv-stamp-rule {self.kv_stamp_rule} goes by attention probabilities and must be "
+                f"used with --kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
             )
         _check_endpoint(self.kv_trace_endpoint)
         _check_interval("--kv-trace-interval", self.kv_trace_interval)
@@ -110,8 +116,13 @@ class RaasConfig:
 
     @property
     def alpha(self) -> float | None:
-        """Threshold of the alpha rule, or None under top-r."""
+        """Threshold of the alpha rule, or None under another."""
         return self.kv_stamp_alpha if self.kv_stamp_rule == "alpha" else None
+
+    @property
+    def decay(self) -> float | None:
+        """Steps of the decay rule, or None under another."""
+        return float(self.kv_stamp_decay) if self.kv_stamp_rule == "decay" else None
 
     def stamp_pages(self, budget: int) -> int:
         """Pages that top-r stamps at each step for a budget in tokens."""

@@ -55,6 +55,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             config.alpha,
             config.kv_stamp_interval,
             layer_offset=self.start_layer,
+            decay=config.decay,
         )
         num_slots = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_slots, self.device)

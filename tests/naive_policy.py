@@ -5,6 +5,7 @@ the last step at which it was important; a page that is needed is taken from the
 Shares no code with `raas_kernels`; exact where queries and keys are small integers.
 """
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -86,6 +87,13 @@ class NaiveHead:
         for place, score in scores.items():
             if score > alpha:
                 self.pages[place].stamp = step
+
+    def stamp_decayed(self, step: int, scores: dict[int, float], decay: float) -> None:
+        """Dates every page but the one being filled back by what its probability is worth."""
+        for place, score in scores.items():
+            if place != self.current and score > 0:
+                page = self.pages[place]
+                page.stamp = max(page.stamp, step + math.floor(decay * math.log(score)))
 
 
 def mixed(step: int, layer: int, head: int, page: int) -> int:

@@ -124,10 +124,12 @@ class StepOptions(NamedTuple):
         page_size: Tokens of one eviction page.
         head_offset: Index of this rank's first KV head, so that ranks agree with one GPU.
         bound_scores: Whether RaaS pages are scored by their bounds; if not, by attention.
-        alpha: Threshold of the alpha rule; None for top-r.
+        alpha: Threshold of the alpha rule; None for another rule.
         stamp_interval: Decode steps of a request from one stamping of its RaaS pages to the next;
             the last step of each interval stamps. The page being filled is stamped at every step.
         layer_offset: Index of this rank's first layer, so that stages agree with one GPU.
+        decay: Steps in which the decay rule lets a page's importance fall by a factor of e; None
+            for another rule.
     """
 
     page_size: int
@@ -136,3 +138,4 @@ class StepOptions(NamedTuple):
     alpha: float | None
     stamp_interval: int = 1
     layer_offset: int = 0
+    decay: float | None = None

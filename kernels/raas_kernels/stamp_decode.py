@@ -42,6 +42,7 @@ def stamp_decode(
         buffers.mass,
         buffers.current,
         0.0 if options.alpha is None else options.alpha,
+        0.0 if options.decay is None else options.decay,
         slots,
         max_rows,
         num_pages,
@@ -50,6 +51,7 @@ def stamp_decode(
         PAGE_SIZE=options.page_size,
         BOUND_SCORES=options.bound_scores,
         ALPHA=options.alpha is not None,
+        DECAY=options.decay is not None,
         STAMP_INTERVAL=options.stamp_interval,
         num_warps=1,
     )
@@ -69,6 +71,7 @@ def _stamp_decode_kernel(
     mass_ptr,
     current_ptr,
     alpha,
+    decay,
     num_slots,
     max_rows,
     num_pages,
@@ -77,6 +80,7 @@ def _stamp_decode_kernel(
     PAGE_SIZE: tl.constexpr,
     BOUND_SCORES: tl.constexpr,
     ALPHA: tl.constexpr,
+    DECAY: tl.constexpr,
     STAMP_INTERVAL: tl.constexpr,
 ):
     head = tl.program_id(0)
@@ -100,8 +104,14 @@ def _stamp_decode_kernel(
         # The page being filled is stamped when its token is stored; it takes no other's place.
         candidate = (pages < count) & (pages != tl.load(current_ptr + owner))
         scores = tl.load(page_scores_ptr + here + pages, mask=pages < count, other=0.0)
+        stamp = tl.full((BLOCK_PAGES,), 0, tl.int32) + step
         if ALPHA:
             chosen = candidate & (scores > alpha)
+        elif DECAY:
+            chosen = candidate & (scores > 0)
+            age = tl.floor(decay * tl.log(tl.where(chosen, scores, 1.0)))
+            before = tl.load(stamps_ptr + state + pages, mask=chosen, other=0)
+            stamp = tl.maximum(before, step + age.to(tl.int32))
         else:
             chosen = top_pages(scores, candidate, tl.load(stamp_pages_ptr + row))
-        tl.store(stamps_ptr + state + pages, step, mask=chosen)
+        tl.store(stamps_ptr + state + pages, stamp, mask=chosen)

@@ -105,8 +105,11 @@ def stamp_decode(
     """Stamps the pages of RaaS rows by their scores; without bound scores gathers H2O's mass too.
 
     Called once after the last layer. The best `RequestTables.stamp_pages` pages get the newest
-    timestamp, ties to the lower page, or with `StepOptions.alpha` those that score above it. The
-    page being filled has it already and takes no other's place.
+    timestamp, ties to the lower page, or with `StepOptions.alpha` those that score above it. With
+    `StepOptions.decay` a score p is worth ``decay * ln p`` steps: every page gets the timestamp
+    that many steps ago, unless it has a newer one, so the oldest timestamp marks the page whose
+    largest probability, decayed by its age, is the smallest. The page being filled has the newest
+    already and takes no other's place.
 
     Args:
         step: Scores of all layers and, without bound scores, masses.
@@ -122,10 +125,12 @@ def stamp_decode(
             state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
         candidate = _candidates(raas, state, options)
         scores = of_layer.page_scores[raas.row]
-        if options.alpha is None:
-            _stamp(raas, top_pages(scores, candidate, raas.stamp_pages), state)
-        else:
+        if options.decay is not None:
+            _stamp_decayed(raas, candidate & (scores > 0), scores, options.decay, state)
+        elif options.alpha is not None:
             _stamp(raas, candidate & (scores > options.alpha), state)
+        else:
+            _stamp(raas, top_pages(scores, candidate, raas.stamp_pages), state)
 
 
 def bound_scores(q: torch.Tensor, slots: torch.Tensor, buffers: EvictionBuffers) -> torch.Tensor:
@@ -248,6 +253,16 @@ def _stamp(rows: _Rows, chosen: torch.Tensor, buffers: EvictionBuffers) -> None:
     """Gives the step's timestamp to pages, ``chosen`` [E, H, N] bool."""
     stamps = buffers.stamps[rows.slots]
     buffers.stamps[rows.slots] = torch.where(chosen, _now(rows), stamps)
+
+
+def _stamp_decayed(
+    rows: _Rows, chosen: torch.Tensor, scores: torch.Tensor, decay: float, buffers: EvictionBuffers
+) -> None:
+    """Gives pages the timestamp of their score, if it is newer; ``chosen`` [E, H, N] bool."""
+    age = torch.floor(decay * torch.where(chosen, scores, 1.0).log()).int()
+    stamps = buffers.stamps[rows.slots]
+    newer = torch.maximum(stamps, _now(rows) + age)
+    buffers.stamps[rows.slots] = torch.where(chosen, newer, stamps)
 
 
 def _now(rows: _Rows) -> torch.Tensor:

@@ -44,6 +44,7 @@ class Engine:
             options.get("alpha"),
             options.get("stamp_interval", 1),
             layer_offset=FIRST_LAYER,
+            decay=options.get("decay"),
         )
         self.slots = list(range(1, len(requests) + 1))
         random.Random(7).shuffle(self.slots)
@@ -180,10 +181,14 @@ class Engine:
             return
         if self.options.bound_scores:
             naive.stamp_top(step, {p: naive.bound(p, group) for p in present})
-        elif self.options.alpha is None:
-            naive.stamp_top(step, {p: float(scores[p]) for p in present})
+            return
+        given = {p: float(scores[p]) for p in present}
+        if self.options.decay is not None:
+            naive.stamp_decayed(step, given, self.options.decay)
+        elif self.options.alpha is not None:
+            naive.stamp_above(step, given, self.options.alpha)
         else:
-            naive.stamp_above(step, {p: float(scores[p]) for p in present}, self.options.alpha)
+            naive.stamp_top(step, given)
 
     def compare(self, step):
         stamps, births, current = (
@@ -226,6 +231,7 @@ MODES = {
     "interval": {"bound_scores": True, "stamp_interval": 3},
     "exact": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.75},
+    "decay": {"bound_scores": False, "decay": 16.0},
 }
 
 
