@@ -175,15 +175,20 @@ class RaasTokenToKVPool(MHATokenToKVPool):
 
 
 def pool_of(allocator: Any) -> RaasTokenToKVPool:
-    """Returns the pool behind SGLang's allocator.
+    """Returns the pool behind SGLang's allocator, as of `require_pool`."""
+    return require_pool(allocator.get_kvcache())
+
+
+def require_pool(pool: Any) -> RaasTokenToKVPool:
+    """Returns a pool of SGLang's that is ours.
 
     Raises:
         RuntimeError: SGLang built another pool, so that evicting would corrupt memory.
     """
-    pool = allocator.get_kvcache()
     if not isinstance(pool, RaasTokenToKVPool):
         raise RuntimeError(
             f"--kv-policy must run on {RaasTokenToKVPool.__name__}, got {type(pool).__name__}; "
-            "the model's KV cache is not of a kind that RaaS supports"
+            "the model's KV cache is not of a kind that RaaS supports: remove --kv-policy for "
+            "this model"
         )
     return pool

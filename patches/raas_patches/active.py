@@ -24,6 +24,13 @@ def config_of(server_args: "ServerArgs") -> RaasConfig | None:
     return getattr(server_args, _ATTRIBUTE, None)
 
 
+def required_config(server_args: "ServerArgs") -> RaasConfig:
+    """Returns the settings in what is only installed where a policy was asked for."""
+    config = config_of(server_args)
+    assert config is not None, "installed only where a policy was asked for"
+    return config
+
+
 def attach_request_slots(server_args: "ServerArgs", slots: int) -> None:
     """Stores for how many requests this process sized its eviction state."""
     object.__setattr__(server_args, _SLOTS, slots)

@@ -6,7 +6,7 @@ nothing is patched. Remove when: a backend can be chosen by class.
 
 from typing import TYPE_CHECKING
 
-from raas_patches.active import config_of
+from raas_patches.active import required_config
 
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -35,9 +35,7 @@ def _flashinfer(model_runner: "ModelRunner") -> "AttentionBackend":
         "skip_prefill": prefill != "flashinfer",
         "init_new_workspace": model_runner.init_new_workspace,
     }
-    config = config_of(model_runner.server_args)
-    assert config is not None, "registered only where a policy was asked for"
-    if config.kv_score == "exact":
+    if required_config(model_runner.server_args).kv_score == "exact":
         from raas_sglang.attention.flashinfer_exact import RaasFlashInferExactAttnBackend
 
         return RaasFlashInferExactAttnBackend(model_runner, **options)

@@ -14,9 +14,8 @@ from sglang.srt.mem_cache.memory_pool import KVCache, MHATokenToKVPool
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel, get_schedule
 
-from raas_patches.active import attach_request_slots, config_of, request_slots_of
+from raas_patches.active import attach_request_slots, request_slots_of, required_config
 from raas_patches.seam import Seam
-from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.state import EvictionState, StateShape
 
@@ -38,7 +37,7 @@ def config_from_budget(
     cap_tokens: int | None = None,
 ) -> "MemoryPoolConfig":
     """Around `config_from_budget`: the eviction state comes off the memory of the pool."""
-    slot_bytes = EvictionState.bytes_per_slot(_config(self), _shape(self))
+    slot_bytes = EvictionState.bytes_per_slot(required_config(self.server_args), _shape(self))
     slots = _max_num_reqs(self) or max(1, int(_STATE_SHARE * budget_bytes / slot_bytes) - 1)
     state_bytes = (slots + 1) * slot_bytes
     if state_bytes > budget_bytes / 2:
@@ -98,14 +97,8 @@ def build_token_to_kv_pool(
         )
     shape = _shape(self)
     head_offset = get_parallel().attn_tp_rank * shape.heads
-    pool.attach(_config(self), req_to_token_pool, shape, head_offset)
+    pool.attach(required_config(self.server_args), req_to_token_pool, shape, head_offset)
     return pool
-
-
-def _config(self: "KVCacheConfigurator") -> RaasConfig:
-    config = config_of(self.server_args)
-    assert config is not None, "hooked only where a policy was asked for"
-    return config
 
 
 def _shape(self: "KVCacheConfigurator") -> StateShape:

@@ -11,7 +11,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_server_args
 
 from raas_kernels import Policy
-from raas_patches.active import config_of
+from raas_patches.active import required_config
 from raas_patches.report import REPORT_KEY, TokenReports
 from raas_patches.reservation import is_bounded
 from raas_patches.seam import Seam
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
     """After `Req.__init__`: attaches the request's options and progress as ``req.raas``."""
     server_args = get_server_args()
-    config = config_of(server_args)
-    assert config is not None, "hooked only where a policy was asked for"
+    config = required_config(server_args)
     params = self.sampling_params
     problem = None
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from raas_patches.active import config_of
+from raas_patches.active import required_config
 from raas_patches.seam import Seam
 from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.trace.sampler import PageSampler
@@ -24,8 +24,7 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
 
     Every rank has KV heads of its own, so every rank publishes.
     """
-    config = config_of(self.server_args)
-    assert config is not None, "hooked only where a policy was asked for"
+    config = required_config(self.server_args)
     assert config.kv_trace_endpoint is not None, "hooked only where a trace was asked for"
     replica = self.ps.dp_rank or 0
     offset = replica * self.ps.tp_size + self.ps.tp_rank

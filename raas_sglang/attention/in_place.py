@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raas_kernels import DecodeBatch
-from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.pool import RaasTokenToKVPool, require_pool
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -25,13 +25,7 @@ class InPlaceDecode:
     @property
     def pool(self) -> RaasTokenToKVPool:
         """SGLang's pool, which is ours."""
-        pool = self.token_to_kv_pool  # type: ignore[attr-defined]
-        if not isinstance(pool, RaasTokenToKVPool):
-            raise RuntimeError(
-                f"--kv-policy must run on {RaasTokenToKVPool.__name__}, got "
-                f"{type(pool).__name__}; remove --kv-policy for this model"
-            )
-        return pool
+        return require_pool(self.token_to_kv_pool)  # type: ignore[attr-defined]
 
     def forward_decode(
         self,

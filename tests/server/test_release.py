@@ -6,26 +6,24 @@ import time
 import pytest
 import requests
 
-from client import TIMEOUT_S, generate, post, problem, request, together
+from client import (
+    TIMEOUT_S,
+    flush_cache,
+    generate,
+    post,
+    problem,
+    request,
+    together,
+    used_tokens,
+)
 
 LONG = {"sampling_params": {"ignore_eos": True}}
 
 
-def free_tokens(server) -> int:
-    """Empties the radix tree, which needs an idle server, and reads the pool."""
-    for _ in range(60):
-        if requests.post(server.url + "/flush_cache", timeout=TIMEOUT_S).status_code == 200:
-            break
-        time.sleep(0.5)
-    else:
-        raise AssertionError("the server did not become idle")
-    load = requests.get(server.url + "/v1/loads?include=all", timeout=TIMEOUT_S).json()
-    return sum(rank["num_used_tokens"] for rank in load["loads"])
-
-
 def used_after(server, action) -> int:
     action()
-    return free_tokens(server)
+    flush_cache(server)
+    return used_tokens(server)
 
 
 @pytest.mark.parametrize("budget", [16, 64])
