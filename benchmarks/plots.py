@@ -1,0 +1,147 @@
+"""The plots of the documents: stored rows as lines, and the drawing that carries its own data."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from stored import Row, distinct
+from tables import (
+    bytes_per_slot,
+    logical_length,
+    newest_throughput,
+    over_length,
+    slots_of_request,
+)
+
+DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
+COLOURS = {"default": "#888888", "off": "#bb8833", "raas": "#1166bb", "raas-exact": "#119977"}
+
+
+class Line(NamedTuple):
+    """A line of a plot.
+
+    Attributes:
+        name: What it shows.
+        arm: Arm whose colour it has.
+        points: Pairs of x and y, rounded to what can be seen.
+    """
+
+    name: str
+    arm: str
+    points: list[tuple[float, float]]
+
+
+class Plot(NamedTuple):
+    """What is drawn.
+
+    Attributes:
+        title: Above it.
+        x: Name and unit of the x axis, which is logarithmic.
+        y: Name and unit of the y axis.
+        lines: None if nothing is stored yet.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: list[Line]
+
+    def data(self) -> str:
+        """All that the drawing shows, as text; equal texts are equal plots."""
+        return json.dumps(self, separators=(",", ":"))
+
+
+def latency() -> Plot:
+    """Latency flat against growing."""
+    rows = over_length().values()
+    lines = _lines(rows, logical_length, lambda row: row["value"])
+    return Plot(_title("Time between two tokens", rows), "logical length, tokens", "ms", lines)
+
+
+def memory() -> Plot:
+    """Memory flat against growing."""
+    rows = over_length().values()
+    lines = _lines(
+        rows,
+        logical_length,
+        lambda row: slots_of_request(row) * bytes_per_slot(row["config"]["shape"]) / 2**20,
+    )
+    return Plot(_title("KV cache of a request", rows), "logical length, tokens", "MiB", lines)
+
+
+def throughput() -> Plot:
+    """Throughput over the output length."""
+    rows = [
+        row
+        for row in newest_throughput().values()
+        if row["config"]["state"] == "steady state" and row["config"]["queue"] == "full"
+    ]
+    lines = _lines(rows, lambda row: row["config"]["output"], lambda row: row["value"])
+    return Plot(_title("Throughput with a full queue", rows), "output, tokens", "tokens/s", lines)
+
+
+PLOTS: dict[str, Callable[[], Plot]] = {
+    "latency": latency,
+    "memory": memory,
+    "throughput": throughput,
+}
+
+
+def data_of(path: Path) -> str | None:
+    """The data that a drawing carries, None if there is no drawing."""
+    if not path.exists():
+        return None
+    found = ElementTree.parse(path).getroot().find(f".//{DESCRIPTION}")
+    return None if found is None else found.text
+
+
+def draw(plot: Plot, path: Path) -> None:
+    """Draws a plot as SVG with its data in the description; needs the extra `bench`."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": path.stem})
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for line in plot.lines:
+        style = "-o" if line.arm != "default" else "--s"
+        axes.plot(*zip(*line.points, strict=True), style, color=COLOURS[line.arm], label=line.name)
+        axes.annotate(f"{line.points[-1][1]:,.3g}", line.points[-1], fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k")
+    axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None, "Description": plot.data()}
+    figure.savefig(path, format="svg", metadata=metadata)
+    pyplot.close(figure)
+
+
+def _lines(rows: Iterable[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> list[Line]:
+    rows = list(rows)
+    lines = []
+    for name in distinct(_name(row) for row in rows):
+        chosen = [row for row in rows if _name(row) == name]
+        points = sorted((float(x(row)), float(f"{y(row):.4g}")) for row in chosen)
+        lines.append(Line(name, chosen[0]["config"]["arm"], points))
+    return lines
+
+
+def _name(row: Row) -> str:
+    """What tells a line from the others."""
+    config = row["config"]
+    parts = [config["shape"], config["arm"]]
+    if "batch" in config:
+        parts.append(f"batch {config['batch']}")
+    elif config["budget"]:
+        parts.append(f"L {config['budget']}")
+    return ", ".join([*parts, row["gpu"].removeprefix("NVIDIA ").split()[0]])
+
+
+def _title(name: str, rows: Iterable[Row]) -> str:
+    return f"{name} ({', '.join(distinct(row['gpu'] for row in rows))})"

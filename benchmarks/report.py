@@ -1,0 +1,102 @@
+"""Makes the tables and plots of the documents from the stored rows.
+
+    python benchmarks/report.py            # writes them; plots need matplotlib, the extra `bench`
+    python benchmarks/report.py --check    # exits 1 if a document differs from the rows
+
+A table stands between `<!-- report: NAME -->` and `<!-- end of report -->`, in any document.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from plots import PLOTS, data_of, draw
+from tables import TABLES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "benchmarks/README.md", "benchmarks/bench_rivals.md")
+PLOTS_FOLDER = "docs/plots"
+_MARKED = re.compile(r"(<!-- report: (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 on differences")
+    is_check = parser.parse_args().check
+    stale = stale_documents(ROOT) + stale_plots(ROOT)
+    for path in stale:
+        if is_check:
+            print(f"{path} must be what benchmarks/results say; run python benchmarks/report.py")
+        else:
+            write(ROOT, path)
+            print(f"wrote {path}")
+    return int(is_check and bool(stale))
+
+
+def stale_documents(root: Path) -> list[str]:
+    """Documents whose tables differ from the stored rows."""
+    texts = {name: (root / name).read_text() for name in DOCUMENTS}
+    return [name for name, text in texts.items() if filled(text, name) != text]
+
+
+def stale_plots(root: Path) -> list[str]:
+    """Drawings whose data differ from the stored rows."""
+    stale = []
+    for name, plot in PLOTS.items():
+        path = plot_path(name)
+        wanted = plot()
+        if data_of(root / path) != (wanted.data() if wanted.lines else None):
+            stale.append(path)
+    return stale
+
+
+def filled(text: str, name: str) -> str:
+    """A document with its tables made anew.
+
+    Raises:
+        ValueError: it names a table that there is not, or leaves one open.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        if match[2] not in TABLES and match[2] != "plots":
+            raise ValueError(f"{name} must name one of {sorted(TABLES)} or plots, got {match[2]}")
+        content = images(name) if match[2] == "plots" else TABLES[match[2]]()
+        return f"{match[1]}{content}\n{match[3]}"
+
+    if text.count("<!-- report: ") != len(_MARKED.findall(text)):
+        raise ValueError(f"{name} must close every table with <!-- end of report -->")
+    return _MARKED.sub(table, text)
+
+
+def images(document: str) -> str:
+    """Links from a document to the drawings that there is something to draw for."""
+    folder = os.path.relpath(PLOTS_FOLDER, Path(document).parent)
+    drawn = {name: plot() for name, plot in PLOTS.items()}
+    links = [f"![{plot.title}]({folder}/{name}.svg)" for name, plot in drawn.items() if plot.lines]
+    return "\n\n".join(links) or "Nothing to draw yet."
+
+
+def plot_path(name: str) -> str:
+    """Where a drawing is stored."""
+    return f"{PLOTS_FOLDER}/{name}.svg"
+
+
+def write(root: Path, path: str) -> None:
+    """Makes a stale document or drawing anew; a drawing without data is removed."""
+    if path in DOCUMENTS:
+        text = (root / path).read_text()
+        (root / path).write_text(filled(text, path))
+        return
+    plot = PLOTS[Path(path).stem]()
+    if plot.lines:
+        draw(plot, root / path)
+    else:
+        (root / path).unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

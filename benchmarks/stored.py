@@ -1,0 +1,50 @@
+"""Stored rows as tables and plots read them: of all that measured the same thing, the newest."""
+
+import json
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(name: str) -> list[Row]:
+    """Rows of a file in `benchmarks/results`, in their order; none if there is no such file."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def newest(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, Row]:
+    """The last row of each key; keys in the order in which they came first."""
+    return {key(row): row for row in rows}
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in the order in which they came first."""
+    return list(dict.fromkeys(values))
+
+
+def run_of(row: Row) -> tuple[str, str]:
+    """What tells one run of a benchmark from another."""
+    return row["command"], row["commit"]
+
+
+def shape_name(shape: str) -> str:
+    """How a shape is called in a table."""
+    family, _, size = shape.rpartition("-")
+    return f"{family.capitalize()}-{size.upper()}" if family else shape
+
+
+def source(rows: Iterable[Row]) -> str:
+    """Device, versions and commits of what a table shows, and the commands that repeat it."""
+    rows = list(rows)
+    commits = ", ".join(distinct(f"`{row['commit']}`" for row in rows))
+    versions = distinct(row["versions"]["sglang"] for row in rows)
+    repeats = distinct(row["repeats"] for row in rows)
+    commands = "\n".join(f"    {command}" for command in distinct(row["command"] for row in rows))
+    return (
+        f"SGLang {', '.join(versions)}, commit {commits}, "
+        f"{' or '.join(map(str, repeats))} repeats.\n\n"
+        f"<details><summary>commands</summary>\n\n{commands}\n\n</details>"
+    )

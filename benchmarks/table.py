@@ -1,0 +1,49 @@
+"""A table of stored rows in Markdown: arms and the like downwards, one quantity across."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from stored import Row, distinct, source
+
+NOTHING = "Not measured yet."
+
+
+def per_heading(
+    rows: Sequence[Row],
+    heading_of: Callable[[Row], str],
+    corner: str,
+    label: Callable[[Row], str],
+    column: Callable[[Row], float],
+    cell: Callable[[Row], str],
+) -> str:
+    """One table for each heading, with what repeats it; rows that were not measured stay empty."""
+    parts = []
+    for heading in distinct(heading_of(row) for row in rows):
+        chosen = [row for row in rows if heading_of(row) == heading]
+        columns = sorted({column(row) for row in chosen})
+        cells = {(label(row), column(row)): cell(row) for row in chosen}
+        if len(cells) < len(chosen):
+            raise ValueError(f"a cell of the table {corner!r} must have one row, got more")
+        lines = [[f"{heading}: {corner}", *(f"{value:,g}" for value in columns)]]
+        lines += [["---", *("---:" for _ in columns)]]
+        for name in distinct(label(row) for row in chosen):
+            lines.append([name, *(cells.get((name, value), "") for value in columns)])
+        parts.append("\n".join(_lines(lines)) + "\n\n" + source(chosen))
+    return "\n\n".join(parts) or NOTHING
+
+
+def device(row: Row) -> str:
+    return f"{row['gpu'] or 'CPU'}, prompt {row['config']['prompt']}"
+
+
+def device_and_budget(row: Row) -> str:
+    return f"{device(row)}, L = {row['config']['budget']:,}"
+
+
+def _lines(table: list[list[str]]) -> Iterator[str]:
+    for cells in table:
+        yield f"| {' | '.join(cells)} |"
+
+
+def number(value: float) -> str:
+    """Three digits that say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"

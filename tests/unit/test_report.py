@@ -1,0 +1,152 @@
+"""Tables and plots say what the stored rows say, and a document that does not is found."""
+
+import json
+
+import pytest
+
+import plots
+import report
+import stored
+import tables
+
+ABOUT = {
+    "gpu": "NVIDIA H100",
+    "commit": "c1",
+    "command": "python bench.py",
+    "versions": {"sglang": "0.5.17"},
+    "repeats": 3,
+}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Stores rows where tables and plots look for them."""
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+
+    def store(name, *rows):
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    return store
+
+
+def decode_row(arm, batch, value, result=tables.AT_ONE_LENGTH, **about):
+    config = {"shape": "qwen2.5-7b", "arm": arm, "batch": batch, "prompt": 256, "budget": 1024}
+    return {"result": result, "value": value, "config": config, **ABOUT, **about}
+
+
+def throughput_row(arm, output, value, queue="full", budget=None):
+    config = {"shape": "qwen2.5-7b", "arm": arm, "prompt": 256, "output": output, "budget": budget}
+    config |= {"state": "steady state", "queue": queue}
+    return {"result": "throughput", "value": value, "config": config, "running": 9.6, **ABOUT}
+
+
+def test_without_rows_a_table_says_so(results):
+    assert {make() for make in tables.TABLES.values()} == {"Not measured yet."}
+    assert not any(plot().lines for plot in plots.PLOTS.values())
+
+
+def test_the_newest_row_counts_against_the_default_of_its_own_run(results):
+    results("decode", decode_row("default", 16, 4.0), decode_row("raas", 16, 8.0))
+    results(
+        "decode",
+        decode_row("default", 16, 5.0, commit="c2"),
+        decode_row("raas", 16, 5.5, commit="c2"),
+    )
+    text = tables.decode()
+    assert "| Qwen2.5-7B `default` | 5.00 |" in text
+    assert "| Qwen2.5-7B `raas` | 5.50 (1.10) |" in text
+    assert "`c2`" in text
+    assert "`c1`" not in text
+
+
+def test_a_row_where_raas_loses_stays_and_other_devices_have_their_own_table(results):
+    results("decode", decode_row("default", 1, 1.0), decode_row("raas", 1, 2.0))
+    results(
+        "decode",
+        decode_row("default", 1, 1.0, gpu="NVIDIA H200"),
+        decode_row("raas", 1, 0.5, gpu="NVIDIA H200"),
+    )
+    h100, h200 = tables.decode().split("| NVIDIA H200")
+    assert "2.00 (2.00)" in h100
+    assert "0.500 (0.50)" in h200
+
+
+def test_an_arm_without_default_in_its_run_has_no_ratio_and_no_row(results):
+    results("decode", decode_row("default", 1, 1.0), decode_row("raas", 1, 2.0, commit="c2"))
+    assert "raas" not in tables.decode()
+
+
+def test_memory_of_a_request_is_counted_in_the_pool(results):
+    result = "inter-token latency at 32768 logical tokens"
+    results("decode", decode_row("raas", 16, 5.0, result, pool_tokens=[20480, 20480]))
+    # 28 layers, 4 KV heads of 128, keys and values of 2 bytes: 57,344 bytes a token.
+    assert "| 1,280 (70.0 MiB) |" in tables.memory()
+    assert "| 5.00 |" in tables.latency()
+    (line,) = plots.memory().lines
+    assert line.points == [(32768.0, 70.0)]
+
+
+def test_throughput_is_held_against_the_better_default(results):
+    results(
+        "throughput",
+        throughput_row("default", 8192, 1000.0),
+        throughput_row("default", 8192, 1250.0, queue="fits"),
+        throughput_row("raas", 8192, 2500.0, budget=1024),
+        throughput_row("raas", 16384, 2400.0, budget=1024),
+    )
+    text = tables.throughput()
+    assert "| Qwen2.5-7B `raas`, L = 1,024 | 2,500 (2.00x, 10) | 2,400 (10) |" in text
+    assert "| Qwen2.5-7B `default`, as many as fit | 1,250 (10) |  |" in text
+    assert [line.name for line in plots.throughput().lines] == [
+        "qwen2.5-7b, default, H100",
+        "qwen2.5-7b, raas, L 1024, H100",
+    ]
+
+
+def test_another_budget_is_another_table(results):
+    row = decode_row("raas", 16, 5.0, "inter-token latency at 2048 logical tokens", pool_tokens=[1])
+    results("decode", row, {**row, "config": {**row["config"], "budget": 512}})
+    text = tables.latency()
+    assert "| NVIDIA H100, prompt 256, L = 1,024: " in text
+    assert "| NVIDIA H100, prompt 256, L = 512: " in text
+
+
+def test_a_table_is_put_between_its_markers(results):
+    text = "before\n<!-- report: decode -->\nold\n<!-- end of report -->\nafter\n"
+    made = report.filled(text, "README.md")
+    assert made == text.replace("old", "Not measured yet.")
+    assert report.filled(made, "README.md") == made
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- report: nothing -->\n<!-- end of report -->", "<!-- report: decode -->\n"]
+)
+def test_a_wrong_or_open_marker_is_refused(results, text):
+    with pytest.raises(ValueError, match=r"README\.md must"):
+        report.filled(text, "README.md")
+
+
+def test_a_document_or_drawing_that_differs_is_found(results, tmp_path):
+    for name in report.DOCUMENTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("<!-- report: throughput -->\n<!-- end of report -->\n")
+    for name in report.DOCUMENTS:
+        report.write(tmp_path, name)
+    assert report.stale_documents(tmp_path) == []
+    assert report.stale_plots(tmp_path) == []
+    results("throughput", throughput_row("raas", 8192, 2500.0, budget=1024))
+    assert report.stale_documents(tmp_path) == list(report.DOCUMENTS)
+    assert report.stale_plots(tmp_path) == ["docs/plots/throughput.svg"]
+
+
+def test_a_drawing_is_held_against_the_data_that_it_carries(results, tmp_path):
+    results("throughput", throughput_row("raas", 8192, 2500.0, budget=1024))
+    drawing = tmp_path / report.plot_path("throughput")
+    drawing.parent.mkdir(parents=True)
+    description = f"<dc:description>{plots.throughput().data()}</dc:description>"
+    namespace = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
+    drawing.write_text(f"<svg {namespace}>{description}</svg>")
+    assert report.stale_plots(tmp_path) == []
+    drawing.write_text(drawing.read_text().replace("2500", "2600"))
+    assert report.stale_plots(tmp_path) == ["docs/plots/throughput.svg"]
