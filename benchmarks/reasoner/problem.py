@@ -9,15 +9,13 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from reasoner.regimes import NUM_INPUTS, OPERANDS
+
 NUM_NAMES = 1200
-NUM_INPUTS = 4
-REGIMES = ("uniform", "milestone")
+REGIMES = ("uniform", "milestone")  # what the model was trained on
 PROMPT_LINE_TOKENS = 6
 CHAIN_LINE_TOKENS = 13
 ANSWER_TOKENS = 4  # answer, name, digit, <eos>
-SECTION_LINES = (20, 40)  # shortest and longest section of the milestone regime
-HOT_LEMMAS = (2, 3)
-RECENT_LINES = 3
 HELD_OUT_MODULUS = 8
 EOS = "<eos>"
 
@@ -33,7 +31,7 @@ class Problem:
         chain: The whole right output without the end-of-sequence token.
         answer: The last digit of the chain.
         program_text: The start of ``prompt`` that all inputs to one program share.
-        regime: One of ``REGIMES``.
+        regime: One of ``reasoner.regimes.OPERANDS``.
         num_lines: Program lines, which is also the number of lines in the chain.
         program_seed: Seed of the program and of its first name.
         input_seed: Seed of the input values.
@@ -78,8 +76,7 @@ def make_problem(regime: str, num_lines: int, program_seed: int, input_seed: int
     """Makes a held-out problem; the same arguments give the same text everywhere.
 
     Args:
-        regime: ``uniform`` (operands from all earlier names) or ``milestone`` (sections, each
-            of which keeps using two or three lemmas of its own).
+        regime: Which earlier results a line uses: a key of ``reasoner.regimes.OPERANDS``.
         num_lines: Lines of the program, 1 to ``NUM_NAMES - NUM_INPUTS``.
         program_seed: Decides the program and its names.
         input_seed: Decides the input values only, so that problems can share a program.
@@ -87,8 +84,8 @@ def make_problem(regime: str, num_lines: int, program_seed: int, input_seed: int
     Returns:
         The problem. Its program satisfies ``is_held_out``, which no training program does.
     """
-    if regime not in REGIMES:
-        raise ValueError(f"unknown regime {regime!r}, expected one of {REGIMES}")
+    if regime not in OPERANDS:
+        raise ValueError(f"unknown regime {regime!r}, expected one of {tuple(OPERANDS)}")
     if not 1 <= num_lines <= NUM_NAMES - NUM_INPUTS:
         raise ValueError(f"num_lines must be 1 to {NUM_NAMES - NUM_INPUTS}, got {num_lines}")
     rng = random.Random(f"{regime} {num_lines} {program_seed}")
@@ -137,32 +134,8 @@ def grade(problem: Problem, text: str) -> Grade:
 
 
 def _program(rng: random.Random, regime: str, num_lines: int) -> list[Line]:
-    if regime == "uniform":
-        operands = [
-            (rng.randrange(NUM_INPUTS + i), rng.randrange(NUM_INPUTS + i)) for i in range(num_lines)
-        ]
-    else:
-        operands = _milestone_operands(rng, num_lines)
-    return [(a, rng.choice("+-"), b) for a, b in operands]
-
-
-def _milestone_operands(rng: random.Random, num_lines: int) -> list[tuple[int, int]]:
-    operands: list[tuple[int, int]] = []
-    while len(operands) < num_lines:
-        first = NUM_INPUTS + len(operands)  # the section's first name
-        length = min(rng.randint(*SECTION_LINES), num_lines - len(operands))
-        lemmas = min(rng.randint(*HOT_LEMMAS), length)
-        # A section hears of the one before it through that one's last results alone.
-        handed_over = range(0 if first == NUM_INPUTS else first - RECENT_LINES, first)
-        for i in range(length):
-            if i < lemmas:
-                pair = [rng.choice(handed_over), rng.choice(handed_over)]
-            else:
-                recent = first + i - 1 - rng.randrange(min(RECENT_LINES, i))
-                pair = [first + rng.randrange(lemmas), recent]
-                rng.shuffle(pair)
-            operands.append((pair[0], pair[1]))
-    return operands
+    operands = OPERANDS[regime](rng, num_lines)
+    return [(o.left, o.operator or rng.choice("+-"), o.right) for o in operands]
 
 
 def render(

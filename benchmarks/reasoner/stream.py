@@ -12,15 +12,12 @@ import numpy as np
 from reasoner.problem import (
     CHAIN_LINE_TOKENS,
     HELD_OUT_MODULUS,
-    HOT_LEMMAS,
-    NUM_INPUTS,
     NUM_NAMES,
     PROMPT_LINE_TOKENS,
-    RECENT_LINES,
     REGIMES,
-    SECTION_LINES,
     render,
 )
+from reasoner.regimes import HOT_LEMMAS, NUM_INPUTS, RECENT_LINES, SECTION_LINES
 from reasoner.tokenizer import EOS, FIRST_NAME, PAD, VOCAB, encode
 
 # What a token asks of the model; the training loss skips class 0.
