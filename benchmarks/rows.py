@@ -34,7 +34,7 @@ class RowFile:
         self._path = path
         self._about = {
             "command": shlex.join(["python", *(sys.argv if command is None else command)]),
-            "commit": commit or _commit(),
+            "commit": commit or commit_of_checkout(),
             **device(),
             "versions": versions(),
             "seed": seed,
@@ -110,7 +110,12 @@ def gpu_query(fields: str) -> list[str] | None:
     return [value.strip() for value in answer.splitlines()[0].split(",")]
 
 
-def _commit() -> str:
+def commit_of_checkout() -> str:
+    """Returns the commit that is checked out, marked where files differ from it.
+
+    Raises:
+        RuntimeError: git knows none.
+    """
     command = ["git", "describe", "--always", "--dirty"]
     folder = Path(__file__).parent
     try:

@@ -1,0 +1,125 @@
+"""Asks a server for the samples of its cells, many at a time."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import aiohttp
+
+from accuracy.grid import Cell
+from accuracy.samples import SampleFile
+
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=600)
+
+
+async def ask_cells(
+    url: str,
+    cells: Sequence[Cell],
+    file: SampleFile,
+    concurrency: int,
+    progress: "Progress",
+) -> None:
+    """Collects every sample that is not in the file yet, in the order of the cells.
+
+    Args:
+        url: The server's address.
+        cells: What to ask.
+        file: Where the samples go.
+        concurrency: Requests that wait at the same time.
+        progress: Told of every sample.
+
+    Raises:
+        RuntimeError: the server refused a request.
+    """
+    jobs = _missing(cells, file)
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=TIMEOUT) as session:
+
+        async def work() -> None:
+            for cell, index in jobs:  # one iterator, shared: each job is taken once
+                sample = await ask(session, cell, index)
+                file.write(sample)
+                progress.note(cell, sample["right"])
+
+        workers = [asyncio.create_task(work()) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+
+
+async def ask(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[str, Any]:
+    """Asks one question and returns its sample.
+
+    Raises:
+        RuntimeError: the server refused it.
+    """
+    custom = {"kv_policy": cell.method.policy}
+    if cell.budget is not None:
+        custom["kv_budget"] = cell.budget
+    body = {
+        "model": "default",
+        "messages": [{"role": "user", "content": cell.task.prompt(index)}],
+        "seed": index,
+        "custom_params": custom,
+        **cell.task.sampling,
+    }
+    async with session.post("/v1/chat/completions", json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(
+                f"{cell.key} must be answered, got {response.status}: {await response.text()}"
+            )
+        answer = await response.json()
+    choice, report = answer["choices"][0], answer["metadata"]["kv"][0]
+    text = choice["message"]["content"] or ""
+    task, method, budget = cell.key
+    return {
+        **{"task": task, "method": method, "budget": budget, "index": index},
+        **cell.task.verdict(index, text)._asdict(),
+        "tokens": answer["usage"]["completion_tokens"],
+        "finish": choice["finish_reason"],
+        **{
+            f"{name}_tokens": report[f"{name}_tokens"]
+            for name in ("logical", "resident", "evicted")
+        },
+        "text": text,
+    }
+
+
+def count_missing(cells: Sequence[Cell], file: SampleFile) -> int:
+    """Samples that are still to be asked."""
+    return sum(1 for _ in _missing(cells, file))
+
+
+def _missing(cells: Sequence[Cell], file: SampleFile) -> Iterator[tuple[Cell, int]]:
+    for cell in cells:
+        done = frozenset(file.done[cell.key])
+        size = cell.n if cell.task.size is None else min(cell.n, cell.task.size)
+        yield from ((cell, index) for index in range(size) if index not in done)
+
+
+class Progress:
+    """Says how far a run has come.
+
+    Args:
+        total: Samples to collect.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._right: dict[tuple, list[int]] = {}
+
+    def note(self, cell: Cell, right: bool) -> None:
+        """Counts a sample; prints a line when its cell is complete, and every hundred samples."""
+        self.done += 1
+        seen = self._right.setdefault(cell.key, [0, 0])
+        seen[0] += right
+        seen[1] += 1
+        if seen[1] == cell.n or self.done % 100 == 0:
+            task, method, budget = cell.key
+            print(
+                f"{self.done} of {self.total} samples; {task} {method} {budget}: "
+                f"{seen[0]} of {seen[1]} right",
+                flush=True,
+            )

@@ -1,0 +1,213 @@
+"""Which pages of the generated tokens a step may attend, when nothing is ever overwritten.
+
+``select`` chooses pages anew at each step and gives none up: with bounds it is Quest, with exact
+scores it knows the attention that it is about to spare. The other rules give pages up as the engine
+does, and some in ways that it does not: they are candidates for it. A page that is given up is gone
+at once, where the engine overwrites its tokens one by one.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from accuracy.grid import Method
+
+RULES = ("select", "window", "top-r", "alpha", "decay", "lrfu", "recurrence")
+SCORES = ("bound", "exact")
+POOLS = ("head", "layer", "request")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What decides over pages; the fields are settings of a method: ``offline:rule=select``.
+
+    Attributes:
+        rule: One of `RULES`. ``lrfu`` sums up decayed probabilities; ``recurrence`` measures age by
+            the longest time between two uses.
+        score: ``bound`` (Quest's) or ``exact``.
+        page: Tokens of a page.
+        ratio: Share of the budget's pages that top-r stamps.
+        alpha: Probability from which a page counts as used, for ``alpha`` and ``recurrence``.
+        decay: Steps in which importance falls by a factor of e.
+        floor: Newest tokens that are never given up.
+        pool: Who shares a budget: each ``head`` has its own, or those of a ``layer`` or of all
+            layers of a ``request`` give up their least important page together.
+        layers: Weights of the layers' budgets, such as ``1-1-16-1-1``; equal if empty.
+    """
+
+    rule: str = "decay"
+    score: str = "exact"
+    page: int = 16
+    ratio: float = 0.5
+    alpha: float = 1e-4
+    decay: float = 64.0
+    floor: int = 0
+    pool: str = "head"
+    layers: str = ""
+
+    @classmethod
+    def of(cls, method: Method) -> "Rule":
+        """Reads the settings of a method."""
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        rule = cls(**{name: kinds[name](value) for name, value in method.settings})
+        for name, known in (("rule", RULES), ("pool", POOLS), ("score", SCORES)):
+            if getattr(rule, name) not in known:
+                raise ValueError(
+                    f"{name} of a rule must be one of {', '.join(known)}, "
+                    f"got {getattr(rule, name)!r}"
+                )
+        return rule
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether minimum and maximum of each page's keys are needed."""
+        return self.score == "bound" and self.rule != "window"
+
+
+class Retention:
+    """State of all pages; shapes are [layers, rows, KV heads, pages].
+
+    Args:
+        rule: What decides.
+        budgets: [rows] tokens of each layer and head.
+        shape: Layers, KV heads, head size.
+        prompt_len: Tokens before the first generated one, whose keys come first.
+        steps: Most tokens to generate.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        budgets: Tensor,
+        shape: tuple[int, int, int],
+        prompt_len: int,
+        steps: int,
+    ) -> None:
+        layers, heads, size = shape
+        self.rule, self.device, self.prompt_len = rule, budgets.device, prompt_len
+        count = math.ceil(steps / rule.page)
+        full = (layers, len(budgets), heads, count)
+        weights = [float(x) for x in rule.layers.split("-")] if rule.layers else [1.0] * layers
+        scale = torch.tensor(weights, device=self.device) * layers / sum(weights)
+        limits = scale[:, None] * budgets / rule.page
+        self.limits = limits.round().clamp(min=1)[:, :, None].expand(full[:3])
+        self.numbers = torch.arange(count, device=self.device)
+        self.resident = torch.zeros(full, dtype=torch.bool, device=self.device)
+        self.stamps = torch.zeros(full, device=self.device)
+        self.gaps = torch.zeros(full if rule.rule == "recurrence" else (0,), device=self.device)
+        bounds = (*full, size) if rule.has_bounds else (layers, 0)
+        self.low = torch.zeros(bounds, device=self.device)
+        self.high = torch.zeros(bounds, device=self.device)
+
+    def begin_page(self, step: Tensor) -> None:
+        """At the first token of a page: the page is born, others are given up for it."""
+        current = step // self.rule.page
+        born = self.numbers == current
+        self.resident |= born
+        self.stamps.copy_(torch.where(born, step.float(), self.stamps))
+        if self.rule.rule == "select":
+            return
+        recent = self.numbers > current - 1 - self.rule.floor // self.rule.page
+        importance = torch.where(recent, math.inf, self._importance(step))
+        layers, rows, heads, count = importance.shape
+        pooled = {"head": (layers, heads), "layer": (layers, 1), "request": (1, 1)}[self.rule.pool]
+
+        def gather(x: Tensor) -> Tensor:
+            """[rows, groups, what shares a budget]."""
+            x = x.view(pooled[0], layers // pooled[0], rows, pooled[1], heads // pooled[1], -1)
+            return x.permute(2, 0, 3, 1, 4, 5).reshape(rows, pooled[0] * pooled[1], -1)
+
+        resident = gather(self.resident)
+        excess = resident.sum(-1) - gather(self.limits).sum(-1)
+        order = torch.where(resident, gather(importance), math.inf).argsort(dim=-1)
+        gone = torch.zeros_like(resident)
+        places = torch.arange(resident.shape[-1], device=self.device)
+        gone.scatter_(-1, order, places < excess[..., None])
+        gone = gone.view(rows, pooled[0], pooled[1], layers // pooled[0], heads // pooled[1], count)
+        gone = gone.permute(1, 3, 0, 2, 4, 5).reshape(self.resident.shape)
+        self.resident &= ~gone
+
+    def visible(self, layer: int, q: Tensor, logits: Tensor, step: Tensor) -> Tensor:
+        """Returns what a layer may attend: bool [rows, KV heads, pages].
+
+        Args:
+            layer: Index of the layer.
+            q: [rows, KV heads, queries of each, head size].
+            logits: [rows, KV heads, queries of each, keys], of all keys so far.
+            step: Index of the generated token.
+        """
+        resident = self.resident[layer]
+        if self.rule.rule != "select":
+            return resident
+        current = self.numbers == step // self.rule.page
+        scores = self._scores(layer, q, logits.softmax(-1)).masked_fill(~resident, -math.inf)
+        return _best(scores.masked_fill(current, math.inf), self.limits[layer]) & resident
+
+    def add_key(self, layer: int, k: Tensor, step: Tensor) -> None:
+        """Widens the bounds of the page being filled; ``k`` is [rows, KV heads, head size]."""
+        if not self.rule.has_bounds:
+            return
+        key = k.float()[:, :, None]
+        at = (self.numbers == step // self.rule.page)[:, None]
+        fresh = step % self.rule.page == 0
+        for bound, wider in ((self.low[layer], torch.minimum), (self.high[layer], torch.maximum)):
+            bound.copy_(torch.where(at, torch.where(fresh, key, wider(bound, key)), bound))
+
+    def observe(self, layer: int, q: Tensor, probabilities: Tensor, step: Tensor) -> None:
+        """Updates importance by what a step attended.
+
+        Args:
+            layer: Index of the layer.
+            q: As in `visible`.
+            probabilities: [rows, KV heads, queries of each, keys].
+            step: Index of the generated token.
+        """
+        rule, now = self.rule, step.float()
+        if rule.rule in ("select", "window"):
+            return
+        stamps, resident = self.stamps[layer], self.resident[layer]
+        others = resident & (self.numbers != step // rule.page)
+        scores = self._scores(layer, q, probabilities)
+        if rule.rule == "top-r":
+            count = (rule.ratio * self.limits[layer]).floor().clamp(min=1)
+            used = _best(scores.masked_fill(~others, -math.inf), count) & others
+            stamps.copy_(torch.where(used, now, stamps))
+        elif rule.rule == "decay":
+            dated = now + rule.decay * scores.clamp(min=1e-30).log()
+            stamps.copy_(torch.where(others, torch.maximum(stamps, dated), stamps))
+        elif rule.rule == "lrfu":
+            stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(resident, scores, 0.0))
+        else:
+            used = others & (scores > rule.alpha)
+            if rule.rule == "recurrence":
+                gap = torch.where(used, torch.maximum(self.gaps[layer], now - stamps), 0.0)
+                self.gaps[layer].copy_(torch.maximum(self.gaps[layer], gap))
+            stamps.copy_(torch.where(used, now, stamps))
+
+    def _importance(self, step: Tensor) -> Tensor:
+        if self.rule.rule == "window":
+            return self.numbers.float().expand(self.stamps.shape)
+        if self.rule.rule == "recurrence":
+            return (self.stamps - step) / (self.gaps + self.rule.decay)
+        return self.stamps
+
+    def _scores(self, layer: int, q: Tensor, probabilities: Tensor) -> Tensor:
+        """Largest score of a head's queries: [rows, KV heads, pages]."""
+        if self.rule.score == "bound":
+            q = q.float()
+            high = q.clamp(min=0) @ self.high[layer].transpose(2, 3)
+            return (high + q.clamp(max=0) @ self.low[layer].transpose(2, 3)).amax(2)
+        generated = probabilities[..., self.prompt_len :].amax(2)
+        missing = len(self.numbers) * self.rule.page - generated.shape[-1]
+        return pad(generated, (0, missing)).unflatten(-1, (-1, self.rule.page)).amax(-1)
+
+
+def _best(scores: Tensor, count: Tensor) -> Tensor:
+    """Marks the largest ``count`` [rows, heads] of ``scores`` [rows, heads, pages]."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    marked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    return marked.scatter_(-1, order, places < count[..., None])

@@ -1,0 +1,115 @@
+"""Collects samples: ``python -m accuracy.run --help`` from ``benchmarks/``.
+
+    python -m accuracy.run --tasks milestone:1200 uniform:602 --methods dense raas window \
+        raas:score=exact,stamp-rule=decay --budgets 64 256 1/8 --n 200 --out ../out/samples.jsonl
+
+asks the bundled reasoner through servers of its own, one for each combination of settings. The same
+command goes on where an interrupted one stopped. ``--url`` asks a running server instead, whose
+settings are its own: then methods are policies alone.
+"""
+
+import argparse
+import asyncio
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accuracy.ask import Progress, ask_cells, count_missing
+from accuracy.grid import Cell, add_grid_flags, cells_of
+from accuracy.samples import SampleFile
+from accuracy.server import by_server, make_server
+from local_server import REASONER
+from rows import commit_of_checkout
+
+
+def main() -> int:
+    args = parse_args()
+    # Ended from outside, it still stops its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    cells = grid_of(args)
+    about = {
+        "command": shlex.join(["python", "-m", "accuracy.run", *sys.argv[1:]]),
+        "commit": args.commit or commit_of_checkout(),
+        "first_seed": args.first_seed,
+        "model": args.model_path.name if args.model_path != REASONER else "reasoner",
+    }
+    file = SampleFile(args.out, args.texts, about)
+    total = count_missing(cells, file)
+    print(f"{total} samples to collect in {len(cells)} cells", flush=True)
+    try:
+        asyncio.run(asyncio.wait_for(collect(cells, file, Progress(total), args), args.seconds))
+    except asyncio.TimeoutError:
+        print(f"{args.seconds} s are used up; {args.out} holds what was collected", flush=True)
+        return 3
+    finally:
+        file.close()
+    return 0
+
+
+async def collect(
+    cells: Sequence[Cell], file: SampleFile, progress: Progress, args: argparse.Namespace
+) -> None:
+    """Asks all cells, of one running server or of as many of its own as may run together."""
+    if args.url:
+        await ask_cells(args.url, cells, file, args.concurrency, progress)
+        return
+    room = asyncio.Semaphore(args.parallel_servers)
+
+    async def serve(group: list[Cell]) -> None:
+        async with room:
+            if not count_missing(group, file):
+                return
+            flags = shlex.split(args.server_flags)
+            server = make_server(group, args.model_path, args.concurrency, flags)
+            try:
+                await asyncio.to_thread(server.start)
+                print(f"up: {shlex.join(server.command)}", flush=True)
+                await ask_cells(server.url, group, file, args.concurrency, progress)
+            finally:
+                await asyncio.to_thread(server.stop)
+
+    # A server that fails does not keep the others from their samples.
+    servers = by_server(cells, args.server_per)
+    results = await asyncio.gather(*map(serve, servers), return_exceptions=True)
+    for error in filter(None, results):
+        raise error
+
+
+def grid_of(args: argparse.Namespace) -> list[Cell]:
+    """The cells of the command line.
+
+    Raises:
+        ValueError: a running server was to be given settings.
+    """
+    cells = cells_of(args)
+    if args.url and any(cell.method.settings for cell in cells):
+        raise ValueError(
+            "methods must be policies alone with --url, since the server has its settings; "
+            "use raas, or leave --url out"
+        )
+    return cells
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_grid_flags(parser, methods=["dense", "raas"])
+    parser.add_argument("--url", help="a running server, such as http://127.0.0.1:30000")
+    parser.add_argument("--model-path", type=Path, default=REASONER)
+    parser.add_argument("--parallel-servers", type=int, default=1)
+    parser.add_argument(
+        "--server-flags", default="", help="further flags of every server, one text"
+    )
+    parser.add_argument("--concurrency", type=int, default=32, help="requests at a time and server")
+    parser.add_argument("--seconds", type=float, help="stops after so long with what it has")
+    parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Every answer as one JSON line, so that a run can be read, resumed and graded again."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rows import device, versions
+
+Key = tuple[str, str, int | None]  # task, method, budget
+
+
+class SampleFile:
+    """Appends samples to a file and knows which are there.
+
+    Args:
+        path: File of JSON lines; made if it is not there. A last line that an interruption cut off
+            is dropped.
+        texts: Whose texts are kept: ``all``, those that are ``wrong``, or ``none``. The text of a
+            right chain of the reasoner follows from its seed.
+        about: What is true of the whole run; written once, before the first sample.
+    """
+
+    def __init__(self, path: Path, texts: str, about: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_broken_end(path)
+        self._texts = texts
+        self.done: dict[Key, set[int]] = defaultdict(set)
+        for sample in read_samples(path):
+            self.done[key_of(sample)].add(sample["index"])
+        self._file = path.open("a")
+        self._append({"run": {**about, **device(), "versions": versions()}})
+
+    def write(self, sample: dict[str, Any]) -> None:
+        """Stores one sample at once."""
+        if self._texts == "none" or (self._texts == "wrong" and sample["right"]):
+            sample = {name: value for name, value in sample.items() if name != "text"}
+        self._append(sample)
+        self.done[key_of(sample)].add(sample["index"])
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def key_of(sample: dict[str, Any]) -> Key:
+    """What a sample is filed under."""
+    return sample["task"], sample["method"], sample["budget"]
+
+
+def read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the samples of a file in order."""
+    return (line for line in _lines(path) if "run" not in line)
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Reads what is said about the runs that wrote a file."""
+    return [line["run"] for line in _lines(path) if "run" in line]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        with path.open() as file:
+            yield from map(json.loads, file)
+
+
+def _drop_broken_end(path: Path) -> None:
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
