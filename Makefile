@@ -4,15 +4,15 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
 
-.PHONY: demo test lint gpu-test clean
+.PHONY: demo test lint gpu-test gpu2-test clean
 
 demo: $(READY)
 	$(PYTHON) benchmarks/demo.py $(ARGS)
 
 # Triton decides at import whether it interprets, so its tests are a run of their own.
 test: $(READY) lint
-	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu" tests/ops tests/memory $(ARGS)
-	$(PYTHON) -m pytest -q -m "not gpu" tests/unit tests/memory tests/server $(ARGS)
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/ops tests/memory $(ARGS)
+	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/unit tests/memory tests/server $(ARGS)
 
 lint: $(READY)
 	.venv/bin/ruff check .
@@ -24,6 +24,10 @@ lint: $(READY)
 # `ARGS=--deselect=tests/gpu` runs the kernels' tests alone, which need torch, Triton and pytest.
 gpu-test:
 	PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs -m gpu tests/ops tests/gpu $(ARGS)
+
+# The same on a host with two GPUs: one model on both, and a model on each.
+gpu2-test:
+	PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs -m gpu2 tests/gpu $(ARGS)
 
 $(READY): pyproject.toml setup.sh
 	./setup.sh

@@ -19,6 +19,12 @@ CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16"),
     *("--grammar-backend", "outlines"),
 )
+# SGLang's own checks: every slot accounted for after each step and when idle, no page free twice.
+STRICT = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+}
 
 
 class LocalServer:

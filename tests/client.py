@@ -8,12 +8,6 @@ import requests
 from reasoner.problem import Problem, grade, make_problem
 
 TIMEOUT_S = 600
-# SGLang's own checks: every slot accounted for after each step and when idle, no page free twice.
-STRICT = {
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
-    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-}
 
 
 def problem(lines: int, seed: int = 3, inputs: int | None = None) -> Problem:

@@ -9,8 +9,7 @@ import pytest
 
 import raas_sglang.cpu
 from arms import loads_plugin
-from client import STRICT
-from local_server import CPU_FLAGS, LocalServer
+from local_server import CPU_FLAGS, STRICT, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
 from rows import RowFile
 

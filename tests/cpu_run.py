@@ -20,6 +20,9 @@ PATH = Path(__file__).parent / "gpu" / "data" / "cpu_run.json"
 LINES = 46  # 602 generated tokens
 MARGINS_BELOW = 4.0  # nats; wider margins are not stored
 CONCURRENT = 32
+# Logits of 8 to 32 leave the output layer in bfloat16 in steps of 1/16 to 1/8, and two of them make
+# a margin, on both machines. Within four such steps, in nats, either token is right.
+TIE = 0.5
 # Policy, budget, problems to solve, problems whose tokens are stored.
 CHOICES = [
     ("dense", None, 32, 6),
@@ -86,6 +89,16 @@ def count_right(answers: list[dict]) -> int:
     """Answers that end right, to the problems of seeds 0, 1, ..."""
     verdicts = [grade(asked_problem(seed), answer["text"]) for seed, answer in enumerate(answers)]
     return sum(verdict.answer_right for verdict in verdicts)
+
+
+def departures(server, run: Run) -> list[tuple[int, float]]:
+    """Step at which an answer leaves the stored one and the margin there, for those that do."""
+    answers = solve(server, run.policy, run.budget, [trace.seed for trace in run.traces])
+    steps = [
+        (trace, trace.agreement(answer["output_ids"]))
+        for trace, answer in zip(run.traces, answers, strict=True)
+    ]
+    return [(step, trace.margin(step)) for trace, step in steps if step < len(trace.output_ids)]
 
 
 def load_runs() -> list[Run]:

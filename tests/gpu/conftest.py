@@ -7,8 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from arms import loads_plugin
-from client import STRICT
-from local_server import LocalServer
+from local_server import STRICT, LocalServer
 from raas_sglang.cpu import has_driver
 
 # Half of the memory that is free at the start is more than enough for each: the pool is small.
@@ -20,7 +19,19 @@ FLAGS = (
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
 HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
 DETERMINISTIC = (*RAAS, "--enable-deterministic-inference")
+TP = ("--tp-size", "2", "--disable-custom-all-reduce")
+# A later flag overrides an earlier one.
+SMALL = ("--max-total-tokens", "144", "--chunked-prefill-size", "32", "--kv-max-budget", "128")
 SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
+
+
+def _traced(port: int) -> tuple[str, ...]:
+    """Publishes every step; each rank takes a port, upwards from this one."""
+    return "--kv-trace-endpoint", f"tcp://127.0.0.1:{port}", "--kv-trace-interval", "1"
+
+
+# On a host that others share, NVLink multicast is better left alone, and NCCL will do.
+TWO_GPUS = {**STRICT, "NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 
 # Flags and environment of the server behind each fixture. The first two are compared in what they
 # read back from the device, which SGLang's strict checks do as well.
@@ -32,6 +43,10 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "exact_server": ((*RAAS, "--kv-score", "exact"), STRICT),
     "deterministic_server": (DETERMINISTIC, STRICT),
     "eager_server": ((*DETERMINISTIC, "--disable-decode-cuda-graph"), STRICT),
+    "small_server": ((*RAAS, *SMALL), {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"}),
+    "traced_server": ((*RAAS, *_traced(25557)), STRICT),
+    "tp_server": ((*RAAS, *_traced(25567), *TP), TWO_GPUS),
+    "dp_server": ((*RAAS, "--dp-size", "2"), TWO_GPUS),
 }
 Fleet = dict[str, Future[LocalServer]]
 
@@ -110,6 +125,30 @@ def deterministic_server(fleet) -> Iterator[LocalServer]:
 def eager_server(fleet) -> Iterator[LocalServer]:
     """As `deterministic_server`, without CUDA graphs."""
     yield from _running(fleet, "eager_server")
+
+
+@pytest.fixture(scope="session")
+def small_server(fleet) -> Iterator[LocalServer]:
+    """RaaS in a pool of 144 tokens, where admission expects too little of dense requests."""
+    yield from _running(fleet, "small_server")
+
+
+@pytest.fixture(scope="session")
+def traced_server(fleet) -> Iterator[LocalServer]:
+    """RaaS on one GPU that publishes every step."""
+    yield from _running(fleet, "traced_server")
+
+
+@pytest.fixture(scope="session")
+def tp_server(fleet) -> Iterator[LocalServer]:
+    """One model on two GPUs, each with one of its two KV heads; publishes every step."""
+    yield from _running(fleet, "tp_server")
+
+
+@pytest.fixture(scope="session")
+def dp_server(fleet) -> Iterator[LocalServer]:
+    """A model on each of two GPUs."""
+    yield from _running(fleet, "dp_server")
 
 
 @pytest.fixture(scope="session", params=["server", "paged_server", "half_server", "exact_server"])

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from client import assert_report, generate, together
-from cpu_run import Run, count_right, load_runs, solve
+from cpu_run import TIE, Run, count_right, departures, load_runs, solve
 from local_server import REASONER
 from reasoner.problem import grade, make_problem
 
@@ -59,21 +59,6 @@ def test_accuracy_with_pages(paged_server):
 
 def test_accuracy_in_float16(half_server):
     assert_accuracy(half_server, EVICTING[0])
-
-
-# Logits of 8 to 32 leave the output layer in bfloat16 in steps of 1/16 to 1/8, and two of them make
-# a margin, on both machines. Within four such steps, in nats, either token is right.
-TIE = 0.5
-
-
-def departures(server, run: Run) -> list[tuple[int, float]]:
-    """Step at which an answer leaves the stored one and the margin there, for those that do."""
-    answers = solve(server, run.policy, run.budget, [trace.seed for trace in run.traces])
-    steps = [
-        (trace, trace.agreement(answer["output_ids"]))
-        for trace, answer in zip(run.traces, answers, strict=True)
-    ]
-    return [(step, trace.margin(step)) for trace, step in steps if step < len(trace.output_ids)]
 
 
 @pytest.mark.parametrize("choice", [("dense", None), ("window", 256)])

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from client import STRICT, assert_report, problem
+from client import assert_report, problem
+from local_server import STRICT
 from raas_sglang.cpu import cpu_environment
 
 TESTS = Path(__file__).parents[1]
