@@ -1,33 +1,19 @@
 """Random operations on everything that owns memory, checked against a model after each of them.
 
-A failure is shrunk to a short list of operations, printed as code that replays it. A long campaign:
-
-    PYTHONPATH=tests python tests/memory/test_memory_model.py --operations 1000000 --seed 7
+A failure is shrunk to a short list of operations, printed as code that replays it. For a long
+campaign there is `tests/memory_campaign.py`.
 """
 
-import argparse
-import logging
-import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch
-
-import raas_sglang.cpu
-
-if __name__ == "__main__":  # `conftest.py` does this for pytest
-    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-    sys.path.insert(0, str(Path(raas_sglang.cpu.__file__).parent))
-
 from sglang.srt.server_args import ServerArgs
 
-from memory_hooks import MODEL, PAGE_SIZE, install_hooks
+from memory_hooks import PAGE_SIZE
 from scheduler_sim import Settings, Simulation
 
 POLICIES = ("dense", "raas", "window", "random", "h2o")
@@ -157,7 +143,9 @@ def campaign(seed: int, server_args: ServerArgs) -> Counter[str]:
         fewer = shrink(settings, operations, name_of(error), server_args)
         explain(seed, settings, fewer, error)
     model = simulation.model
-    simulation.counts.update(overwritten=model.overwrites, resumed=model.resumptions)
+    simulation.counts.update(
+        operations=len(operations), overwritten=model.overwrites, resumed=model.resumptions
+    )
     return simulation.counts
 
 
@@ -176,25 +164,3 @@ def explain(
 @pytest.mark.parametrize("seed", range(OPERATIONS // RUN), ids=f"page{PAGE_SIZE}-seed{{}}".format)
 def test_random_operations_keep_the_invariants(seed: int, server_args: ServerArgs) -> None:
     assert campaign(seed, server_args)["overwritten"] > 0
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--operations", type=int, default=OPERATIONS)
-    parser.add_argument("--seed", type=int, default=0, help="first seed; each run takes the next")
-    args = parser.parse_args()
-    server_args, start, done = install_hooks(MODEL, PAGE_SIZE), time.monotonic(), 0
-    seen = Counter[str]()
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    for seed in range(args.seed, args.seed + -(-args.operations // RUN)):
-        seen.update(campaign(seed, server_args))
-        done += RUN
-        rate = done / (time.monotonic() - start)
-        listed = ", ".join(f"{count} {name}" for name, count in sorted(seen.items()))
-        sys.stdout.write(f"seed {seed}: {listed}, {done} operations, {rate:.0f}/s\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
