@@ -1,5 +1,6 @@
 """Every answer as one JSON line, so that a run can be read, resumed and graded again."""
 
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
-        with path.open() as file:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             yield from map(json.loads, file)
 
 

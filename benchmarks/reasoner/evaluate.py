@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, StaticCache
 
+from accuracy.significance import wilson
 from reasoner.problem import (
     CHAIN_LINE_TOKENS,
     REGIMES,
@@ -32,15 +33,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "reasoner.jsonl"
 # Which of a chain line's words each kind of error is counted under.
 _KINDS = ["name", "syntax", "copy", "copy", "copy", "syntax", "lookup", "syntax", "lookup"]
 _KINDS += ["syntax", "name", "result", "syntax"]
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Returns the Wilson 95 % interval of a share."""
-    z, share = 1.959964, right / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (centre - spread) / scale, (centre + spread) / scale
 
 
 class Decoder:

@@ -1,0 +1,82 @@
+"""Draws accuracy over budget: ``python -m accuracy.plot --out ../docs/plots``, from stored rows.
+
+One picture for each length, one panel for each regime, one line for each method; the rows decide
+every byte of a picture, so that equal rows give equal files.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from accuracy.summary import Row, read_rows
+from accuracy.tables import RESULTS, share
+
+# What is drawn, with its name and colour; other methods stand in the tables alone.
+METHODS = {
+    "dense": ("dense", "#888888"),
+    "raas": ("raas, the paper's rule", "#1166bb"),
+    "raas:score=exact,stamp-rule=decay": ("raas, decay", "#bb1133"),
+    "raas:eviction-page-size=4,score=exact,stamp-rule=decay": ("the same, pages of 4", "#ee8899"),
+    "window": ("window", "#bb8833"),
+    "random": ("random", "#55aa55"),
+    "h2o:score=exact": ("h2o", "#775599"),
+    "offline:rule=select,score=bound": ("Quest, all kept", "#222222"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
+    args = parser.parse_args()
+    rows = [row for row in read_rows(args.rows) if row["method"] in METHODS]
+    for length in dict.fromkeys(row["task"].partition(":")[2] for row in rows):
+        path = args.out / f"accuracy-{length or 'answers'}.svg"
+        draw([row for row in rows if row["task"].partition(":")[2] == length], path)
+        print(path)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draws the tasks of one length, one panel each."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": path.stem})
+    from matplotlib import pyplot
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, panels = pyplot.subplots(
+        *(1, len(tasks)), figsize=(3.2 * len(tasks), 3.4), sharey=True, squeeze=False
+    )
+    for panel, task in zip(panels[0], tasks, strict=True):
+        for method, (name, colour) in METHODS.items():
+            chosen = [r for r in rows if (r["task"], r["method"]) == (task, method)]
+            if method == "dense" and chosen:
+                panel.axhline(share(chosen[-1]), color=colour, linestyle="--", label=name)
+            elif chosen:
+                _line(panel, chosen, name, colour)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.set(title=task, xlabel="budget L, tokens", ylim=(-3, 103))
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("whole chain right, %")
+    handles = {h.get_label(): h for p in panels[0] for h in p.get_legend_handles_labels()[0]}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    figure.set_layout_engine("constrained")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _line(panel, rows: Sequence[Row], name: str, colour: str) -> None:
+    rows = sorted(rows, key=lambda row: row["budget"])
+    budgets = [row["budget"] for row in rows]
+    low, high = ([100 * row["wilson95"][end] for row in rows] for end in (0, 1))
+    panel.fill_between(budgets, low, high, color=colour, alpha=0.15, linewidth=0)
+    panel.plot(budgets, [share(row) for row in rows], "-o", color=colour, label=name, markersize=3)
+
+
+if __name__ == "__main__":
+    main()

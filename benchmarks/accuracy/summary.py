@@ -1,0 +1,107 @@
+"""Turns samples into rows, one for each cell: ``python -m accuracy.summary SAMPLES... --out ROWS``.
+
+A row holds which problems were solved as hexadecimal bits, so that any two cells can be compared on
+the same problems without the samples. What a run was stands before its rows.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from accuracy.samples import Key, key_of, read_runs, read_samples
+from accuracy.significance import wilson
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("samples", type=Path, nargs="+", help="files of samples, gzip or not")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, written anew")
+    parser.add_argument("--least", type=int, default=1, help="leaves out cells with fewer samples")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w") as file:
+        for path in args.samples:
+            rows = summarise(path, args.least)
+            lines = [{"run": read_runs(path)[-1]}, *rows]
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            print(f"{path}: {len(rows)} cells, {sum(row['n'] for row in rows)} samples")
+    return 0
+
+
+def summarise(path: Path, least: int) -> list[Row]:
+    """Returns a row for each cell of a file of samples."""
+    cells: dict[Key, dict[int, dict[str, Any]]] = {}
+    for sample in read_samples(path):
+        cells.setdefault(key_of(sample), {})[sample["index"]] = sample
+    return [cell_row(key, found) for key, found in cells.items() if len(found) >= least]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Returns stored rows, each with its ``run``; none if there is no such file."""
+    rows: list[Row] = []
+    run: dict[str, Any] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        row = json.loads(line)
+        if "run" in row:
+            run = row["run"]
+        else:
+            rows.append({**row, "run": run})
+    return rows
+
+
+def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
+    """Returns the numbers of one cell.
+
+    Args:
+        key: Task, method, budget.
+        found: Its samples by problem.
+    """
+    task, method, budget = key
+    samples = [found[index] for index in sorted(found)]
+    right = sum(sample["right"] for sample in samples)
+    return {
+        "task": task,
+        "method": method,
+        "budget": budget,
+        "n": len(samples),
+        "right": right,
+        "wilson95": [round(x, 4) for x in wilson(right, len(samples))],
+        "answer_right": sum(sample["answer_right"] for sample in samples),
+        "unanswered": sum(not sample["answered"] for sample in samples),
+        "unfinished": sum(sample["finish"] != "stop" for sample in samples),
+        **{f"{name}_mean": _mean(samples, name) for name in _MEANS},
+        "asked": to_hex(index in found for index in range(max(found) + 1)),
+        "solved": to_hex(
+            index in found and found[index]["right"] for index in range(max(found) + 1)
+        ),
+    }
+
+
+_MEANS = ("tokens", "logical_tokens", "resident_tokens", "evicted_tokens")
+
+
+def _mean(samples: list[dict[str, Any]], name: str) -> float:
+    return round(fmean(sample[name] for sample in samples), 1)
+
+
+def to_hex(bits: Iterable[bool]) -> str:
+    """Packs bits, the first one lowest."""
+    return f"{sum(bool(bit) << place for place, bit in enumerate(bits)):x}"
+
+
+def problems(row: Row, name: str) -> set[int]:
+    """Indices of the problems that were ``asked`` or ``solved``."""
+    bits = int(row[name], 16)
+    return {place for place in range(bits.bit_length()) if bits >> place & 1}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

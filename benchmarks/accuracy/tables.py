@@ -1,0 +1,113 @@
+"""Tables of accuracy in Markdown, made from the stored rows alone.
+
+``python -m accuracy.tables`` prints all of them; the documents have them through `report.py`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from accuracy.significance import mcnemar
+from accuracy.summary import Row, problems, read_rows
+
+RESULTS = Path(__file__).parents[1] / "results" / "accuracy.jsonl"
+CONTROLS = ("window", "random", "h2o:score=exact")
+SIGNIFICANT = 0.05
+NOTHING = "Not measured yet."
+Group = dict[tuple[str, int | None], Row]  # method and budget
+
+
+def over_budget(rows: Sequence[Row]) -> str:
+    """For each task: the share solved with each method over the budget.
+
+    A star marks what differs from dense on the same problems, by the exact McNemar test.
+    """
+    return _per_task(rows, "solved, %, budget", _share)
+
+
+def endings(rows: Sequence[Row]) -> str:
+    """For each task: mean tokens of an output, and the share that has no answer in the end."""
+
+    def cell(row: Row, group: Group) -> str:
+        return f"{row['tokens_mean']:,.0f} ({100 * row['unanswered'] / row['n']:.0f})"
+
+    return _per_task(rows, "tokens (without answer, %), budget", cell)
+
+
+def against_controls(rows: Sequence[Row]) -> str:
+    """Each RaaS method against the best control of its budget, on the same problems."""
+    lines = ["| task | budget | method | best control | better | worse | p |"]
+    lines += ["| --- | ---: | --- | --- | ---: | ---: | ---: |"]
+    for task, group in _tasks(rows).items():
+        for (method, budget), row in group.items():
+            found = [group[name, budget] for name in CONTROLS if (name, budget) in group]
+            if not found or not method.startswith("raas"):
+                continue
+            best = max(found, key=lambda one: one["right"] / one["n"])
+            better, worse, p = compare(row, best)
+            cells = (task, f"{budget:,}", _code(row), _code(best), better, worse, f"{p:.2g}")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) if len(lines) > 2 else NOTHING
+
+
+def compare(first: Row, second: Row) -> tuple[int, int, float]:
+    """`mcnemar` of two cells, over the problems that were asked in both."""
+    both = sorted(problems(first, "asked") & problems(second, "asked"))
+    solved = [problems(row, "solved") for row in (first, second)]
+    return mcnemar(*([index in which for index in both] for which in solved))
+
+
+def share(row: Row) -> float:
+    """Solved problems in per cent."""
+    return 100 * float(row["right"]) / float(row["n"])
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "accuracy": over_budget,
+    "accuracy-endings": endings,
+    "accuracy-controls": against_controls,
+}
+
+
+def _share(row: Row, group: Group) -> str:
+    low, high = (100 * x for x in row["wilson95"])
+    dense = group.get(("dense", None))
+    marked = dense is not None and compare(row, dense)[2] < SIGNIFICANT
+    return f"{share(row):.1f}{'*' if marked else ''} ({low:.0f} to {high:.0f})"
+
+
+def _per_task(rows: Sequence[Row], corner: str, cell: Callable[[Row, Group], str]) -> str:
+    parts = []
+    for task, group in _tasks(rows).items():
+        budgets = sorted({budget for _, budget in group if budget is not None})
+        lines = [[f"{task}: {corner}", *(f"{budget:,}" for budget in budgets)]]
+        lines += [["---", *("---:" for _ in budgets)]]
+        for method in dict.fromkeys(method for method, _ in group):
+            found = {b: row for (name, b), row in group.items() if name == method}
+            name = _code(next(iter(found.values())))
+            if None in found:  # dense has no budget: once, under the largest
+                empty = [""] * (len(budgets) - 1)
+                lines.append([name, *empty, cell(found[None], group)])
+            else:
+                cells = (cell(found[b], group) if b in found else "" for b in budgets)
+                lines.append([name, *cells])
+        counts = sorted({row["n"] for row in group.values()})
+        note = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}.")
+    return "\n\n".join(parts) or NOTHING
+
+
+def _tasks(rows: Iterable[Row]) -> dict[str, Group]:
+    """Rows by task, then by method and budget; the last one of each counts."""
+    tasks: dict[str, Group] = {}
+    for row in rows:
+        tasks.setdefault(row["task"], {})[row["method"], row["budget"]] = row
+    return tasks
+
+
+def _code(row: Row) -> str:
+    return f"`{row['method']}`"
+
+
+if __name__ == "__main__":
+    for name, make in TABLES.items():
+        print(f"## {name}\n\n{make(read_rows(RESULTS))}\n")
