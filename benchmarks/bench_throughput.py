@@ -1,0 +1,220 @@
+"""Tokens per second of a server whose queue is never empty, in arms that differ in the KV policy.
+
+One arm after the other has the GPU for itself, with the same flags. Requests have a short prompt
+and outputs of a fixed length. The state in which such a server is after hours is put together from
+requests at staggered depths (`steady_state.py`), and a window of decode steps is measured in it:
+
+    full    More requests than fit, so that the server decides how many run, and which give way.
+    fits    As many requests as fit on average and none that waits: what a dense cache could do at
+            best, if somebody knew the right number for each length.
+
+With --full-run the shortcut is put to the test: the same queue is measured once more with all
+requests at depth 0 from the start, after they have turned over once, for two more turns.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from arms import POLICIES, Arm, started
+from bench_decode import SHAPES, check_tokens, say
+from decode_run import Workload
+from local_server import REASONER
+from queue_run import QueueRun
+from raas_sglang.cpu import has_driver
+from request_queue import RequestQueue
+from rows import RowFile
+from steady_state import Prompts, Work, requests
+from token_streams import OutOfTimeError
+
+# SGLang's estimate of what a running request will need falls for so many decode steps.
+SETTLE_STEPS = 620
+# What a minute or two on a CPU can do for each arm, with the same code.
+QUICK = {
+    "shape": "reasoner",
+    "outputs": [256],
+    "prompt": 32,
+    "kv_budgets": [64],
+    "steps": 80,
+    "warmup": 16,
+    "settle": 32,
+    "log_steps": 8,
+    "interval": 8,
+    "max_running_requests": 24,
+    "max_total_tokens": 4096,
+}
+
+
+def main() -> int:
+    args = parse_args()
+    # Ended from outside, it still stops its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    deadline = time.monotonic() + args.seconds
+    rows = RowFile(args.out, args.seed, args.commit)
+    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    for name in args.arms:
+        arm = Arm(name, model_path, max(args.kv_budgets), server_flags(args))
+        with started([arm], say):
+            try:
+                ArmBench(arm, args, model_path, rows, deadline).run()
+            except OutOfTimeError:
+                say(f"{args.seconds} s are used up; {args.out} holds what was measured")
+    return 0
+
+
+class ArmBench:
+    """The measurements of one arm.
+
+    Args:
+        arm: A started server.
+        args: The command line.
+        model_path: Folder with the model's `config.json`.
+        rows: Where results go.
+        deadline: `time.monotonic` at which to give up.
+    """
+
+    def __init__(
+        self, arm: Arm, args: argparse.Namespace, model_path: Path, rows: RowFile, deadline: float
+    ) -> None:
+        self.arm, self.args, self.rows, self.deadline = arm, args, rows, deadline
+        self.model_path = model_path
+        self.prompts = Prompts(model_path, args.seed)
+        self.pool = int(arm.information()["max_total_num_tokens"])
+
+    def run(self) -> None:
+        """Measures every output length, with every budget where there is one."""
+        args, budget = self.args, max(self.args.kv_budgets)
+        load = Workload(args.prompt, budget, 32, args.interval, args.seed, self.model_path)
+        config = {"shape": args.shape, **load.config()}
+        check_tokens([self.arm], load, self.rows, config, self.deadline)
+        for output in args.outputs:
+            for budget in args.kv_budgets if self.arm.is_evicting else [None]:
+                work = Work(args.prompt, output, budget)
+                self.measure_steady_state(work)
+                if args.full_run:
+                    self.measure_full_run(work)
+
+    def measure_steady_state(self, work: Work) -> None:
+        """Puts the steady state together and measures a window of it for each kind of queue."""
+        fitting = self.fitting(work)
+        run = self.queue_run(work, self.args.settle, fitting - 1)
+        try:
+            run.queue.grow(1)
+            run.wait_for_token(0)
+            run.wait_steps(self.args.settle)
+            run.queue.grow(fitting - 1)
+            run.wait_for_token(min(1, fitting - 1))
+            run.wait_steps(work.steps_to_saturation)
+            for kind in self.args.queues:
+                if kind == "full":
+                    run.queue.grow(self.waiting(work))
+                run.wait_steps(self.args.warmup)
+                self.write(run, "steady state", kind, self.args.steps)
+        finally:
+            run.end()
+
+    def measure_full_run(self, work: Work) -> None:
+        """Measures the same queue without the shortcut."""
+        self.arm.clear()
+        run = self.queue_run(work, 0, 0)
+        try:
+            run.queue.grow(self.fitting(work) + self.waiting(work))
+            run.wait_steps(work.output + self.args.warmup)
+            self.write(run, "full run", "full", 2 * work.output)
+        finally:
+            run.end()
+
+    def fitting(self, work: Work) -> int:
+        """Requests that fit into this arm's pool."""
+        return work.fitting(self.pool, self.args.max_running_requests)
+
+    def waiting(self, work: Work) -> int:
+        """Requests that are sent beside those, more than the server could admit too early."""
+        return min(3 * self.fitting(work), self.args.max_running_requests) + 16
+
+    def queue_run(self, work: Work, pilot: int, staggered: int) -> QueueRun:
+        """A queue that has sent nothing yet."""
+        params: dict[str, Any] = {"stream_interval": self.args.interval}
+        if work.budget is not None:
+            params["custom_params"] = {"kv_budget": work.budget}
+        source = requests(work, self.prompts, pilot, staggered)
+        queue = RequestQueue(self.arm.server.url, source, params)
+        args = self.args
+        return QueueRun(self.arm, work, queue, args.log_steps, args.interval, self.deadline)
+
+    def write(self, run: QueueRun, state: str, kind: str, steps: int) -> None:
+        """Measures a window and stores it."""
+        seen, work = run.window(steps, kind == "full"), run.work
+        details = dataclasses.asdict(seen)
+        rate = details.pop("rate")
+        config = {"shape": self.args.shape, "arm": self.arm.name, **dataclasses.asdict(work)}
+        config |= {"state": state, "queue": kind}
+        about = {"pool_size": self.pool, "flags": self.arm.flags}
+        self.rows.write("throughput", [rate], "tokens/s", config, **details, **about)
+        say(
+            f"{self.arm.name}, output {work.output}, L {work.budget}, {state}, queue {kind}: "
+            f"{rate:.0f} tokens/s, {seen.running:.1f} running, "
+            f"{seen.pool_tokens / self.pool:.0%} of {self.pool} slots, "
+            f"{seen.retractions} retracted, {seen.steps} steps in {seen.seconds:.1f} s"
+        )
+
+
+def server_flags(args: argparse.Namespace) -> list[str]:
+    """The command line that all arms share."""
+    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
+    most, pool = str(args.max_running_requests), args.max_total_tokens
+    return [
+        *weights,
+        *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
+        *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
+        *("--max-running-requests", most),
+        *(("--cuda-graph-max-bs-decode", most) if has_driver() else ()),
+        *("--context-length", str(args.prompt + max(args.outputs) + args.settle + 64)),
+        *("--decode-log-interval", str(args.log_steps)),
+        *(("--max-total-tokens", str(pool)) if pool else ()),
+        *shlex.split(args.server_flags),
+    ]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
+    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
+    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "off", "raas"])
+    lengths = [2048, 4096, 8192, 16384, 32768]
+    parser.add_argument("--outputs", type=int, nargs="+", default=lengths, help="tokens")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument(
+        "--kv-budgets", type=int, nargs="+", default=[512, 1024, 2048], help="each L in tokens"
+    )
+    parser.add_argument("--queues", nargs="+", choices=("fits", "full"), default=["full"])
+    parser.add_argument("--full-run", action="store_true", help="without the shortcut as well")
+    parser.add_argument("--steps", type=int, default=1000, help="decode steps of a window")
+    parser.add_argument("--warmup", type=int, default=100, help="decode steps before a window")
+    parser.add_argument(
+        "--settle", type=int, default=SETTLE_STEPS, help="steps of the first request alone"
+    )
+    parser.add_argument("--max-running-requests", type=int, default=704)
+    parser.add_argument("--max-total-tokens", type=int, help="pool; what fits by default")
+    parser.add_argument("--interval", type=int, default=64, help="tokens in one message")
+    parser.add_argument("--log-steps", type=int, default=20, help="decode steps to a log line")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
+    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
