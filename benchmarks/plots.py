@@ -18,6 +18,8 @@ from tables import (
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 COLOURS = {"default": "#888888", "off": "#bb8833", "raas": "#1166bb", "raas-exact": "#119977"}
 
+MARKS = "os^Dvx"
+
 
 class Line(NamedTuple):
     """A line of a plot.
@@ -106,10 +108,13 @@ def draw(plot: Plot, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    seen: dict[str, int] = {}
     for line in plot.lines:
-        style = "-o" if line.arm != "default" else "--s"
+        # Lines of one arm have one colour and differ in their marks.
+        mark = MARKS[seen.get(line.arm, 0) % len(MARKS)]
+        seen[line.arm] = seen.get(line.arm, 0) + 1
+        style = ("--" if line.arm == "default" else "-") + mark
         axes.plot(*zip(*line.points, strict=True), style, color=COLOURS[line.arm], label=line.name)
-        axes.annotate(f"{line.points[-1][1]:,.3g}", line.points[-1], fontsize=8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k")
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
