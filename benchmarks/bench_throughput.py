@@ -64,6 +64,7 @@ def main() -> int:
                 ArmBench(arm, args, model_path, rows, deadline).run()
             except OutOfTimeError:
                 say(f"{args.seconds} s are used up; {args.out} holds what was measured")
+                break
     return 0
 
 
