@@ -1,0 +1,293 @@
+"""Mixed requests against one small pool for minutes: nothing leaks, and no answer changes.
+
+First every request of a catalogue runs alone, twice: from an empty radix tree, and with its prompt
+in the tree. Then clients send them all over and over in random order, so that policies and budgets
+mix, prompts share prefixes, the pool is too small for all, and dense requests outgrow what is
+reserved for them; some clients disconnect or abort in the middle. The server computes
+independently of the batch, so a request that was not interrupted must answer, word for word, what
+it answered alone. An interrupted dense one is computed again in larger pieces, which may round
+differently; it must still be the right chain. Anything else is a wrong answer. SGLang's strict
+memory checks are on all the time and end the server at the first slot that is lost.
+"""
+
+import argparse
+import json
+import math
+import random
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from arms import Arm, started
+from catalogue import Entry, make_catalogue
+from local_server import REASONER, STRICT
+from raas_sglang.cpu import has_driver
+from rows import RowFile
+
+TIMEOUT_S = 600
+SPARE_S = 30.0  # for the last answers and the end of the server
+DISCONNECTED, ABORTED = 0.1, 0.1  # shares of the requests
+TENTHS = 10
+WARM_UP = 0.05  # of the time: the clients begin together and have to spread first
+# What admission expects of a dense request, in tokens: less than it takes, so memory runs out.
+EXPECTED_TOKENS = "16"
+QUICK = {
+    "minutes": 1.0,
+    "clients": 6,
+    "lines": [5, 8],
+    "budgets": [32, 160],
+    "pool": 260,
+}
+
+
+@dataclass
+class Outcome:
+    """What came of one request.
+
+    Attributes:
+        entry: The request.
+        ending: `finished`, `disconnected` or `aborted`.
+        verdict: See `Entry.verdict`.
+        tokens: Generated tokens that came.
+        interruptions: How often it was interrupted for lack of memory.
+        began: `time.monotonic` when it was sent.
+        ended: The same when its last token came.
+    """
+
+    entry: Entry
+    ending: str
+    verdict: str
+    tokens: int
+    interruptions: int
+    began: float
+    ended: float
+
+    def tokens_between(self, begin: float, end: float) -> float:
+        """Its tokens of a stretch of time, as if they had come at an even pace."""
+        overlap = min(self.ended, end) - max(self.began, begin)
+        return self.tokens * max(0.0, overlap) / (self.ended - self.began)
+
+
+class Dealer:
+    """Deals the catalogue in random order, again and again, until the time is up."""
+
+    def __init__(self, catalogue: list[Entry], seed: int, deadline: float) -> None:
+        self._catalogue, self._random, self._deadline = catalogue, random.Random(seed), deadline
+        self._deck: list[Entry] = []
+        self._lock, self._count = threading.Lock(), 0
+
+    def deal(self) -> tuple[int, Entry, str, float] | None:
+        """Returns a number, a request, its ending and the share of its tokens to come before it."""
+        with self._lock:
+            if time.monotonic() > self._deadline:
+                return None
+            if not self._deck:
+                self._deck = self._random.sample(self._catalogue, len(self._catalogue))
+            self._count += 1
+            weights = (1 - DISCONNECTED - ABORTED, DISCONNECTED, ABORTED)
+            (ending,) = self._random.choices(("finished", "disconnected", "aborted"), weights)
+            return self._count, self._deck.pop(), ending, self._random.random()
+
+
+def main() -> int:
+    args = parse_args()
+    # Ended from outside, it still stops its server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    latest = time.monotonic() + args.seconds - SPARE_S
+    rows = RowFile(args.out, args.seed, args.commit)
+    catalogue = make_catalogue(args.lines, args.budgets, args.seed)
+    arm = Arm("raas", REASONER, min(args.budgets), server_flags(args))
+    arm.server.environment |= {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": EXPECTED_TOKENS}
+    with started([arm], say):
+        run_alone(arm, catalogue)
+        begin = time.monotonic()
+        end = min(begin + 60 * args.minutes, latest)
+        outcomes = run_crowd(arm, Dealer(catalogue, args.seed, end), args.clients)
+        arm.clear()
+        held = used_tokens(arm)
+        is_alive = arm.server.is_alive()
+    config = {name: getattr(args, name) for name in ("clients", "lines", "budgets", "pool")}
+    config |= {"requests": len(catalogue), "seconds": round(end - begin), "flags": arm.flags}
+    broken = write(outcomes, held, (begin + WARM_UP * (end - begin), end), rows, config)
+    if not is_alive:
+        broken.append("the server must live to the end")
+    for line in broken:
+        say(f"BROKEN: {line}")
+    return 1 if broken else 0
+
+
+def run_alone(arm: Arm, catalogue: list[Entry]) -> None:
+    """Notes what each request answers with nobody beside it.
+
+    Raises:
+        RuntimeError: a request that keeps everything is answered wrong even so.
+    """
+    arm.clear()
+    for _ in range(2):
+        for entry in catalogue:
+            entry.quiet.append(arm.post("/generate", **entry.body()).json()["text"])
+            if entry.keeps_all and not entry.is_solved(entry.quiet[-1]):
+                raise RuntimeError(
+                    f"{entry.name} must be solved when alone, got {entry.quiet[-1]}; "
+                    "choose another --seed or fewer --lines"
+                )
+    differ = sum(len(set(entry.quiet)) > 1 for entry in catalogue)
+    say(f"{len(catalogue)} requests alone, {differ} of them change with their prompt in the tree")
+
+
+def run_crowd(arm: Arm, dealer: Dealer, clients: int) -> list[Outcome]:
+    """Lets clients ask until the dealer stops, and waits for every answer."""
+
+    def client() -> list[Outcome]:
+        outcomes = []
+        while (dealt := dealer.deal()) is not None:
+            outcomes.append(ask(arm, *dealt))
+        return outcomes
+
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(client) for _ in range(clients)]
+        return [outcome for future in futures for outcome in future.result()]
+
+
+def ask(arm: Arm, number: int, entry: Entry, ending: str, share: float) -> Outcome:
+    """Sends one request, and disconnects or aborts it after a share of its tokens."""
+    enough = share * entry.problem.generated_tokens
+    # SGLang aborts by prefix, so no id may be the beginning of another.
+    body = entry.body(rid=f"soak-{number}-", stream=ending != "finished")
+    began, last = time.monotonic(), {}
+    with requests.post(
+        arm.server.url + "/generate", json=body, stream=body["stream"], timeout=TIMEOUT_S
+    ) as response:
+        if response.status_code != 200:
+            raise RuntimeError(f"{entry.name} must be answered, got {response.text}")
+        if ending == "finished":
+            last = response.json()
+        for line in response.iter_lines() if body["stream"] else ():
+            if not line.startswith(b"data: {"):
+                continue
+            last = json.loads(line[len(b"data: ") :])
+            if last["meta_info"]["completion_tokens"] < enough:
+                continue
+            if ending == "disconnected":
+                break
+            if last["meta_info"]["finish_reason"] is None:
+                arm.post("/abort_request", rid=body["rid"])
+                enough = math.inf
+    # A disconnected client has not asked how it ended; an aborted request may have come to its end.
+    info = last.get("meta_info", {})
+    reason = info.get("finish_reason") or {"type": "abort"}
+    return Outcome(
+        entry,
+        ending,
+        entry.verdict(last.get("text", ""), is_whole=reason["type"] != "abort"),
+        info.get("completion_tokens", 0),
+        info.get("num_retractions", 0),
+        began,
+        time.monotonic(),
+    )
+
+
+def write(
+    outcomes: list[Outcome],
+    held: int,
+    span: tuple[float, float],
+    rows: RowFile,
+    config: dict[str, Any],
+) -> list[str]:
+    """Stores what happened and returns which promises broke."""
+    verdicts = Counter(f"{outcome.entry.policy}, {outcome.verdict}" for outcome in outcomes)
+    wrong = [outcome for outcome in outcomes if outcome.verdict == "wrong"]
+    # What was not interrupted is held to the same words.
+    moved = [o for o in outcomes if o.verdict == "right" and not o.interruptions]
+    lost = [o for o in outcomes if o.entry.policy != "dense" and o.interruptions]
+    endings = Counter(outcome.ending for outcome in outcomes)
+    answers = {"verdicts": verdicts, "endings": endings}
+    rows.write("answers", [len(outcomes)], "requests", config, **answers)
+    examples = [f"{o.entry.name}, {o.ending}" for o in wrong[:10]]
+    rows.write("wrong answers", [len(wrong)], "requests", config, examples=examples)
+    rows.write("right answers in other words, never interrupted", [len(moved)], "requests", config)
+    rows.write("evicting requests interrupted", [len(lost)], "requests", config)
+    dense = sum(o.interruptions for o in outcomes if o.entry.policy == "dense")
+    rows.write("interruptions of dense requests", [dense], "interruptions", config)
+    rows.write("tokens in the pool after the end", [held], "tokens", config)
+    speeds = throughput(outcomes, *span)
+    change = speeds[-1] / speeds[0] - 1
+    rows.write("throughput in each tenth", speeds, "tokens/s", config, last_over_first=1 + change)
+    say(f"{len(outcomes)} answers, {dict(verdicts)}, {dense} interruptions of dense requests")
+    say(f"throughput {[round(s) for s in speeds]} tokens/s, last tenth {100 * change:+.1f} %")
+    promises = {
+        f"no answer is wrong, {len(wrong)} are: {examples}": not wrong,
+        f"no evicting request is interrupted, {len(lost)} were": not lost,
+        f"the pool is whole at the end, {held} tokens are missing": not held,
+    }
+    return [promise for promise, kept in promises.items() if not kept]
+
+
+def throughput(outcomes: list[Outcome], begin: float, end: float) -> list[float]:
+    """Tokens per second in each tenth of a stretch of time."""
+    length = (end - begin) / TENTHS
+    return [
+        sum(o.tokens_between(begin + i * length, begin + (i + 1) * length) for o in outcomes)
+        / length
+        for i in range(TENTHS)
+    ]
+
+
+def used_tokens(arm: Arm) -> int:
+    """Tokens of the pool that requests hold, and of the radix tree what they need."""
+    answer = requests.get(arm.server.url + "/v1/loads?include=all", timeout=TIMEOUT_S)
+    answer.raise_for_status()
+    return sum(rank["num_used_tokens"] for rank in answer.json()["loads"])
+
+
+def server_flags(args: argparse.Namespace) -> list[str]:
+    """The command line of the server."""
+    on_gpu = (
+        *("--enable-deterministic-inference", "--mem-fraction-static", "0.5"),
+        *("--disable-prefill-cuda-graph", "--cuda-graph-max-bs-decode", str(args.clients)),
+    )
+    return [
+        *(on_gpu if has_driver() else ()),
+        *("--kv-max-budget", str(max(args.budgets)), "--skip-server-warmup", "--sleep-on-idle"),
+        *("--max-running-requests", str(args.clients), "--max-total-tokens", str(args.pool)),
+        *shlex.split(args.server_flags),
+    ]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="of the crowd")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="ends the run after so long")
+    parser.add_argument("--clients", type=int, default=64, help="requests at the same time")
+    parser.add_argument("--lines", type=int, nargs="+", default=[12, 36], help="of the programs")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=[64, 128, 1024], help="of raas, in tokens"
+    )
+    parser.add_argument("--pool", type=int, default=8000, help="tokens of the KV cache")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--server-flags", default="", help="further flags, one text")
+    parser.add_argument("--commit", help="commit that is tested, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    parser.add_argument("--quick", action="store_true", help="a minute that suits a CPU")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
