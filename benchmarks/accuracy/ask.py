@@ -95,8 +95,7 @@ def count_missing(cells: Sequence[Cell], file: SampleFile) -> int:
 def _missing(cells: Sequence[Cell], file: SampleFile) -> Iterator[tuple[Cell, int]]:
     for cell in cells:
         done = frozenset(file.done[cell.key])
-        size = cell.n if cell.task.size is None else min(cell.n, cell.task.size)
-        yield from ((cell, index) for index in range(size) if index not in done)
+        yield from ((cell, index) for index in range(cell.n) if index not in done)
 
 
 class Progress:

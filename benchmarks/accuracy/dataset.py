@@ -2,19 +2,19 @@
 
 The prompt is the question and the instruction that the authors of DeepSeek-R1 and of Qwen's math
 models recommend; the server applies the chat template, and sampling is left to the model's own
-generation config. Files are JSON lines with the fields of the data sets on the hub.
+generation config, the length to its context. Files are JSON lines with the fields of the data sets
+on the hub; a field ``prompt`` is asked as it is.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accuracy.task import Verdict
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-MAX_TOKENS = 32_768
 # Where the hub has each: repository, configuration, split.
 DATASETS = {
     "gsm8k": ("openai/gsm8k", "main", "test"),
@@ -29,19 +29,23 @@ ANSWER_MARK = "####"
 
 @dataclass(frozen=True)
 class DatasetTask:
-    """Questions of one data set.
+    """Questions of one data set; past the last one they are asked again.
 
     Attributes:
         name: Key of `DATASETS`.
-        questions: What is asked.
+        prompts: What is asked.
         answers: The right answer to each.
     """
 
     name: str
-    questions: list[str]
+    prompts: list[str]
     answers: list[str]
-    sampling: dict[str, Any] = field(default_factory=lambda: {"max_completion_tokens": MAX_TOKENS})
     output_tokens = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Nothing: all of it is the model's."""
+        return {}
 
     @classmethod
     def load(cls, name: str, path: str | None) -> "DatasetTask":
@@ -52,20 +56,15 @@ class DatasetTask:
         """
         rows = list(_read_file(Path(path)) if path else _read_hub(name))
         pairs = [_pair(name, index, row) for index, row in enumerate(rows)]
-        return cls(name, [question for question, _ in pairs], [answer for _, answer in pairs])
-
-    @property
-    def size(self) -> int:
-        """Number of questions."""
-        return len(self.questions)
+        return cls(name, [prompt for prompt, _ in pairs], [answer for _, answer in pairs])
 
     def prompt(self, index: int) -> str:
         """Returns question and instruction as one message."""
-        return f"{self.questions[index]}\n{INSTRUCTION}"
+        return self.prompts[index % len(self.prompts)]
 
     def verdict(self, index: int, text: str) -> Verdict:
         """Grades the last answer of a text."""
-        found, right = grade(text, self.answers[index])
+        found, right = grade(text, self.answers[index % len(self.answers)])
         return Verdict(right, right, found, None)
 
 
@@ -89,12 +88,13 @@ def _read_hub(name: str) -> Iterable[dict[str, Any]]:
 
 
 def _pair(name: str, index: int, row: dict[str, Any]) -> tuple[str, str]:
-    """Returns question and answer of a row, whatever the case of its fields' names."""
+    """Returns prompt and answer of a row, whatever the case of its fields' names."""
     fields = {key.lower(): value for key, value in row.items()}
     question = next((fields[key] for key in QUESTION_FIELDS if key in fields), None)
-    if question is None or "answer" not in fields:
+    if "answer" not in fields or (question is None and "prompt" not in fields):
         raise ValueError(
-            f"row {index} of {name} must have a question (or problem) and an answer, "
+            f"row {index} of {name} must have a question (or problem, or prompt) and an answer, "
             f"got the fields {', '.join(row)}"
         )
-    return question, str(fields["answer"]).rsplit(ANSWER_MARK, 1)[-1].strip()
+    prompt = fields.get("prompt", f"{question}\n{INSTRUCTION}")
+    return prompt, str(fields["answer"]).rsplit(ANSWER_MARK, 1)[-1].strip()

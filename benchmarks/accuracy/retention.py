@@ -33,6 +33,8 @@ class Rule:
         alpha: Probability from which a page counts as used, for ``alpha`` and ``recurrence``.
         decay: Steps in which importance falls by a factor of e.
         floor: Newest tokens that are never given up.
+        lag: Newest tokens that are never given up and whose use does not count.
+        birth: Steps that a page is dated back when it is born.
         pool: Who shares a budget: each ``head`` has its own, or those of a ``layer`` or of all
             layers of a ``request`` give up their least important page together.
         layers: Weights of the layers' budgets, such as ``1-1-16-1-1``; equal if empty.
@@ -45,6 +47,8 @@ class Rule:
     alpha: float = 1e-4
     decay: float = 64.0
     floor: int = 0
+    lag: int = 0
+    birth: float = 0.0
     pool: str = "head"
     layers: str = ""
 
@@ -107,10 +111,11 @@ class Retention:
         current = step // self.rule.page
         born = self.numbers == current
         self.resident |= born
-        self.stamps.copy_(torch.where(born, step.float(), self.stamps))
+        stamp = 0.0 if self.rule.rule == "lrfu" else step.float() - self.rule.birth
+        self.stamps.copy_(torch.where(born, stamp, self.stamps))
         if self.rule.rule == "select":
             return
-        recent = self.numbers > current - 1 - self.rule.floor // self.rule.page
+        recent = self.numbers >= current - max(self.rule.floor, self.rule.lag) // self.rule.page
         importance = torch.where(recent, math.inf, self._importance(step))
         layers, rows, heads, count = importance.shape
         pooled = {"head": (layers, heads), "layer": (layers, 1), "request": (1, 1)}[self.rule.pool]
@@ -170,6 +175,7 @@ class Retention:
             return
         stamps, resident = self.stamps[layer], self.resident[layer]
         others = resident & (self.numbers != step // rule.page)
+        others &= (self.numbers + 1) * rule.page <= step + 1 - rule.lag
         scores = self._scores(layer, q, probabilities)
         if rule.rule == "top-r":
             count = (rule.ratio * self.limits[layer]).floor().clamp(min=1)
@@ -179,7 +185,7 @@ class Retention:
             dated = now + rule.decay * scores.clamp(min=1e-30).log()
             stamps.copy_(torch.where(others, torch.maximum(stamps, dated), stamps))
         elif rule.rule == "lrfu":
-            stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(resident, scores, 0.0))
+            stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(others, scores, 0.0))
         else:
             used = others & (scores > rule.alpha)
             if rule.rule == "recurrence":

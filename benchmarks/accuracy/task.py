@@ -34,14 +34,12 @@ class Task(Protocol):
     Attributes:
         name: How the command line names it.
         output_tokens: Tokens of a right output; None where they are not known.
-        size: Problems that there are; None for no end.
         sampling: Fields of the request that decide sampling and length; what is missing is up to
             the model's generation config.
     """
 
     name: str
     output_tokens: int | None
-    size: int | None
     sampling: dict[str, Any]
 
     def prompt(self, index: int) -> str:
@@ -64,7 +62,6 @@ class ReasonerTask:
     regime: str
     tokens: int
     first_seed: int
-    size = None
 
     @property
     def name(self) -> str:

@@ -1,0 +1,123 @@
+"""The plain-torch decoder: with room for all a rule is dense, without it keeps what it may."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from accuracy.grid import make_cells
+from accuracy.offline import decode
+from accuracy.retention import Retention, Rule
+from reasoner.tokenizer import MODEL_DIR
+
+RULES = ["select,score=bound", "select", "decay", "top-r,score=bound", "recurrence,page=4", "lrfu"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
+
+
+def samples(model, rule, budgets, tokens=60, n=2):
+    block = {"tasks": [f"uniform:{tokens}"], "budgets": budgets, "n": n}
+    cells = make_cells({**block, "methods": [f"offline:rule={rule}"]}, 0)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    return decode(model, tokenizer, [(cell, i) for cell in cells for i in range(cell.n)])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_budget_above_the_output_is_dense(model, rule):
+    found = samples(model, rule, ["160"])
+    assert all(one["right"] and one["finish"] == "stop" for one in found)
+    assert all(one["evicted_tokens"] == 0 for one in found)
+
+
+def test_budgets_of_one_batch_are_kept_apart(model):
+    small, large = samples(model, "window,page=4", ["16", "256"], tokens=150, n=1)
+    assert not small["right"]
+    assert large["right"]
+    assert small["resident_tokens"] < large["resident_tokens"]
+    assert small["evicted_tokens"] > 0
+
+
+def state(steps=64, budget=16, **settings):
+    """A retention of 2 layers, 1 row and 2 KV heads of size 4 behind a prompt of 3 tokens."""
+    rule = Rule(**{"page": 4, **settings})
+    return Retention(rule, torch.tensor([budget]), (2, 2, 4), 3, steps)
+
+
+def fill(retention, use, steps=64):
+    """Decodes steps in which each head gives token ``use(step)[layer][head]`` all its attention."""
+    for step in map(torch.tensor, range(steps)):
+        if step % retention.rule.page == 0:
+            retention.begin_page(step)
+        for layer, tokens in enumerate(use(int(step))):
+            shares = torch.zeros(1, 2, 1, 3 + int(step) + 1)
+            for head, token in enumerate(tokens):
+                shares[0, head, 0, 3 + min(token, int(step))] = 1.0
+            retention.observe(layer, torch.zeros(1, 2, 1, 4), shares, step)
+
+
+def always(first, second):
+    return lambda step: (first, second)
+
+
+@pytest.mark.parametrize("rule", ["alpha", "decay", "lrfu", "recurrence", "top-r"])
+def test_each_head_keeps_the_page_that_it_uses(rule):
+    retention = state(rule=rule, floor=8, ratio=0.25)
+    fill(retention, always([0, 5], [9, 13]))
+    kept = [[set(row.nonzero()[:, 0].tolist()) for row in layer[0]] for layer in retention.resident]
+    wanted = [[{0}, {1}], [{2}, {3}]]
+    for layer in range(2):
+        for head in range(2):
+            assert len(kept[layer][head]) == 4
+            assert wanted[layer][head] <= kept[layer][head]
+            assert {14, 15} <= kept[layer][head], "the newest tokens stay"
+
+
+def test_a_window_keeps_the_newest_pages():
+    retention = state(rule="window")
+    fill(retention, always([0, 0], [0, 0]))
+    assert retention.resident.nonzero()[:, 3].tolist() == [12, 13, 14, 15] * 4
+
+
+@pytest.mark.parametrize(("pool", "kept"), [("layer", [8, 8]), ("request", [16])])
+def test_a_pool_is_shared_and_never_exceeded(pool, kept):
+    retention = state(rule="alpha", pool=pool)
+    fill(retention, always([0, 5], [9, 13]))
+    sizes = retention.resident.sum((1, 2, 3))
+    assert (sizes.tolist() if pool == "layer" else [int(sizes.sum())]) == kept
+
+
+@pytest.mark.parametrize(("until", "is_kept"), [(10, False), (12, True)])
+def test_use_of_the_newest_tokens_does_not_count(until, is_kept):
+    """Page 1 ends with token 7 and is among the newest 4 up to step 10."""
+    retention = state(rule="decay", lag=4, birth=40)
+    fill(retention, lambda step: [[5 if step < until else step] * 2] * 2, steps=40)
+    assert bool(retention.resident[..., 1].all()) is is_kept
+
+
+def test_layers_share_a_budget_by_weight():
+    retention = state(rule="window", layers="1-3", budget=32)
+    fill(retention, always([0, 0], [0, 0]))
+    assert retention.resident.sum(-1)[:, 0].tolist() == [[4, 4], [12, 12]]
+
+
+def test_a_bound_is_never_below_a_score():
+    retention = state(rule="select", score="bound", budget=8)
+    keys = torch.randn(1, 2, 12, 4, generator=torch.Generator().manual_seed(0))
+    for step in range(12):
+        if step % 4 == 0:
+            retention.begin_page(torch.tensor(step))
+        retention.add_key(0, keys[:, :, step], torch.tensor(step))
+    q = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+    bounds = retention._scores(0, q, torch.empty(0))[..., :3]
+    exact = (q @ keys.transpose(2, 3)).amax(2).unflatten(-1, (3, 4)).amax(-1)
+    assert (bounds >= exact - 1e-5).all()
+    seen = retention.visible(0, q, torch.zeros(1, 2, 3, 15), torch.tensor(11))
+    assert seen.sum(-1).tolist() == [[2, 2]]
+    assert seen[..., 2].all(), "the page being filled is always seen"
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="rule of a rule must be one of select"):
+        samples(None, "quest", ["16"])
