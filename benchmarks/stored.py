@@ -40,11 +40,18 @@ def source(rows: Iterable[Row]) -> str:
     """Device, versions and commits of what a table shows, and the commands that repeat it."""
     rows = list(rows)
     commits = ", ".join(distinct(f"`{row['commit']}`" for row in rows))
-    versions = distinct(row["versions"]["sglang"] for row in rows)
+    versions = distinct(_version(row) for row in rows)
     repeats = distinct(row["repeats"] for row in rows)
     commands = "\n".join(f"    {command}" for command in distinct(row["command"] for row in rows))
     return (
-        f"SGLang {', '.join(versions)}, commit {commits}, "
+        f"{', '.join(versions)}, commit {commits}, "
         f"{' or '.join(map(str, repeats))} repeats.\n\n"
         f"<details><summary>commands</summary>\n\n{commands}\n\n</details>"
     )
+
+
+def _version(row: Row) -> str:
+    """What was measured; kernels alone need no SGLang."""
+    if "versions" in row:
+        return f"SGLang {row['versions']['sglang']}"
+    return f"torch {row['torch']}, Triton {row['triton']}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from online_tables import prefix, serving
+from ops_table import ops
 from stored import Row, newest, read, run_of, shape_name
 from table import device, device_and_budget, number, per_heading
 
@@ -134,6 +135,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput,
     "serving": serving,
     "prefix": prefix,
+    "ops": ops,
 }
 _QUEUES = {"full": "", "fits": "as many as fit"}
 

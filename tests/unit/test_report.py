@@ -104,6 +104,20 @@ def test_throughput_is_held_against_the_better_default(results):
     ]
 
 
+def test_online_load_and_prefix_say_each_result_of_each_arm(results):
+    config = {"shape": "qwen2.5-7b", "arm": "raas", "prompt": 256, "output": 2048, "budget": 1024}
+    config |= {"ttft_ms": 500.0, "itl_ms": 25.0, "rate": 4.0}
+    row = {"result": "goodput", "value": 3.9, "unit": "requests/s", "config": config, **ABOUT}
+    results("serving", row)
+    text = tables.serving()
+    assert "NVIDIA H100, prompt 256, output 2048, L = 1,024, targets 500 ms and 25 ms" in text
+    assert "| Qwen2.5-7B `raas`: goodput | 3.90 requests/s |" in text
+    config = {"shape": "qwen2.5-7b", "arm": "raas", "prompt": 8192, "requests": 64}
+    row = {"result": "slots in use", "value": 77000, "unit": "slots", "config": config, **ABOUT}
+    results("prefix", {**row, "held_once": 77824})
+    assert "| Qwen2.5-7B `raas`: slots in use | 77,000 slots (once: 77,824) |" in tables.prefix()
+
+
 def test_another_budget_is_another_table(results):
     row = decode_row("raas", 16, 5.0, "inter-token latency at 2048 logical tokens", pool_tokens=[1])
     results("decode", row, {**row, "config": {**row["config"], "budget": 512}})
