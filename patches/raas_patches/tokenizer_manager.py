@@ -27,12 +27,24 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
         return
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
+    config = config_of(self.server_args)
     parse_options(
         params.get("custom_params"),
-        config_of(self.server_args),
+        config,
         self.context_len,
         limit if isinstance(limit, int) else None,
     )
+    if config is not None:
+        _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
+
+
+def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None:
+    """Raises a `ValueError` for tokens without an embedding; SGLang's scheduler ends of them."""
+    if input_ids and (min(input_ids) < 0 or max(input_ids) >= vocab_size):
+        raise ValueError(
+            f"input_ids must be tokens of the vocabulary (0 to {vocab_size - 1}), "
+            f"got {min(input_ids)} to {max(input_ids)}; use this model's tokenizer"
+        )
 
 
 async def wait_one_response(
