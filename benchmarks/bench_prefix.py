@@ -1,0 +1,207 @@
+"""Many requests over one long prefix: time to first token, and how often the prefix is held.
+
+One request brings the prefix into the radix cache. Then the others come at once; each must find it
+there. While all of them decode, the slots in use say whether the prefix is held once: they must be
+the prefix and what each request holds besides. Arms take turns on one GPU, with the same flags.
+"""
+
+import argparse
+import shlex
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from arms import POLICIES, Arm, started
+from bench_decode import SHAPES, check_tokens, say
+from decode_run import Workload
+from local_server import REASONER
+from request_queue import Request, RequestQueue, Served
+from rows import RowFile
+from steady_state import Prompts
+from token_streams import OutOfTimeError
+
+POLL_S = 0.05
+# What a minute or two on a CPU can do, with the same code.
+QUICK = {
+    "shape": "reasoner",
+    "prefix": 512,
+    "own": 16,
+    "requests": 8,
+    "kv_budget": 64,
+    "output": 160,
+    "rounds": 2,
+    "log_steps": 8,
+}
+
+
+def main() -> int:
+    args = parse_args()
+    # Ended from outside, it still stops its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    deadline = time.monotonic() + args.seconds
+    rows = RowFile(args.out, args.seed, args.commit)
+    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    arms = [Arm(name, model_path, args.kv_budget, server_flags(args)) for name in args.arms]
+    load = Workload(args.own, args.kv_budget, 32, 1, args.seed, model_path)
+    with started(arms, say):
+        try:
+            check_tokens(arms, load, rows, {"shape": args.shape, **load.config()}, deadline)
+            rounds: dict[str, list[Round]] = {arm.name: [] for arm in arms}
+            for number in range(args.rounds):
+                for arm in arms:
+                    # Another prefix in each round, the same for all arms.
+                    prompts = Prompts(model_path, args.seed + number)
+                    rounds[arm.name].append(Round(arm, args, prompts, deadline))
+            for arm in arms:
+                write(arm, rounds[arm.name], args, rows)
+        except OutOfTimeError:
+            say(f"{args.seconds} s are used up; {args.out} holds what was measured")
+    return 0
+
+
+class Round:
+    """All requests over one prefix on one arm, from an empty cache to their end.
+
+    Attributes:
+        cold: Seconds to the first token of the request that brings the prefix.
+        first: Seconds to the first token of each of the others.
+        cached: Tokens that each of the others found in the radix cache.
+        pool_tokens: Slots in use while all decode, in the last log line.
+        held: What they must be if the prefix is held once.
+
+    Raises:
+        OutOfTimeError: the deadline has passed.
+        RuntimeError: a request failed, did not find the prefix, or held slots that it must not.
+    """
+
+    def __init__(
+        self, arm: Arm, args: argparse.Namespace, prompts: Prompts, deadline: float
+    ) -> None:
+        self._arm, self._args, self._deadline = arm, args, deadline
+        arm.clear()
+        mark = arm.log_size()
+        self._queue = RequestQueue(arm.server.url, self._requests(prompts), {})
+        try:
+            self._queue.grow(1)
+            self._wait(lambda: bool(self._queue.served and self._queue.served[0].tokens))
+            self._queue.grow(args.requests - 1)
+            self._wait(lambda: len(self._queue.served) == args.requests)
+            self._queue.close()
+            self._wait(lambda: not self._queue.is_busy())
+        finally:
+            self._queue.close()
+            while self._queue.is_busy():
+                arm.post("/abort_request", abort_all=True)
+                time.sleep(POLL_S)
+            self._queue.stop()
+        first, *others = self._queue.served
+        self.cold = seconds_to_first(first)
+        self.first = [seconds_to_first(served) for served in others]
+        self.cached = [int(served.info["cached_tokens"]) for served in others]
+        self._check(mark)
+
+    def _requests(self, prompts: Prompts) -> Iterator[Request]:
+        prefix, args = prompts.staggered(0, self._args.prefix), self._args
+        while True:
+            yield Request(prefix + prompts.fresh(args.own), args.output)
+
+    def _wait(self, condition: Any) -> None:
+        while not condition():
+            self._queue.check()
+            if time.monotonic() > self._deadline:
+                raise OutOfTimeError
+            time.sleep(POLL_S)
+
+    def _check(self, mark: int) -> None:
+        args, name = self._args, self._arm.name
+        if min(self.cached) < args.prefix:
+            raise RuntimeError(
+                f"all requests of arm {name} must find the prefix, got {self.cached}"
+            )
+        lines = [line for line in self._arm.decode_lines(mark) if line.running == args.requests]
+        if not lines:
+            raise RuntimeError(f"arm {name} must log a step of all requests; raise --output")
+        self.pool_tokens = lines[-1].pool_tokens
+        kept = min(args.output, args.kv_budget) if self._arm.is_evicting else args.output
+        self.held = args.prefix + args.requests * (args.own + kept)
+        if self.pool_tokens > self.held:
+            raise RuntimeError(
+                f"arm {name} must hold the prefix once, so at most {self.held} slots, "
+                f"got {self.pool_tokens}"
+            )
+
+
+def seconds_to_first(served: Served) -> float:
+    """From sending a request to its first token."""
+    return served.seconds[0] - served.sent
+
+
+def write(arm: Arm, rounds: list[Round], args: argparse.Namespace, rows: RowFile) -> None:
+    """Stores the rounds of an arm."""
+    config: dict[str, Any] = {"shape": args.shape, "arm": arm.name, "prompt": args.prefix}
+    config |= {"own": args.own, "requests": args.requests, "output": args.output}
+    config |= {"budget": args.kv_budget}
+    medians = [1e3 * statistics.median(seen.first) for seen in rounds]
+    for result, values, unit in (
+        ("time to first token over a cached prefix, median", medians, "ms"),
+        (
+            "time to first token over a cached prefix, largest",
+            [1e3 * max(seen.first) for seen in rounds],
+            "ms",
+        ),
+        ("time to first token, cold prefix", [1e3 * seen.cold for seen in rounds], "ms"),
+        ("slots in use", [seen.pool_tokens for seen in rounds], "slots"),
+        ("cached tokens of a prompt", [min(seen.cached) for seen in rounds], "tokens"),
+    ):
+        rows.write(result, values, unit, config, held_once=rounds[0].held, flags=arm.flags)
+    say(f"{arm.name}: first token after {medians} ms, {rounds[0].pool_tokens} slots in use")
+
+
+def server_flags(args: argparse.Namespace) -> list[str]:
+    """The command line that all arms share."""
+    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
+    pool = 2 * args.prefix + args.requests * (args.own + args.output) + 4096
+    # Arms that share a device see each other's memory as taken while they size their pools.
+    share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
+    return [
+        *weights,
+        *share,
+        *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
+        *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
+        *("--stream-interval", "16", "--decode-log-interval", str(args.log_steps)),
+        *("--max-running-requests", str(args.requests), "--max-total-tokens", str(pool)),
+        *shlex.split(args.server_flags),
+    ]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
+    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
+    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "raas"])
+    parser.add_argument("--prefix", type=int, default=8192, help="tokens that all prompts share")
+    parser.add_argument("--own", type=int, default=64, help="further tokens of each prompt")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--output", type=int, default=1280, help="tokens of an output")
+    parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
+    parser.add_argument("--rounds", type=int, default=3, help="of each arm, a new prefix in each")
+    parser.add_argument("--log-steps", type=int, default=20, help="decode steps to a log line")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
+    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
