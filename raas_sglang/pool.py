@@ -60,10 +60,6 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         num_slots = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_slots, self.device)
 
-    def is_first(self, layer: "RadixAttention") -> bool:
-        """Whether a layer is this rank's first, before which a step begins."""
-        return self._index(layer) == 0
-
     def is_last(self, layer: "RadixAttention") -> bool:
         """Whether a layer is this rank's last, after which a step ends."""
         return bool(self._index(layer) == self.layer_num - 1)

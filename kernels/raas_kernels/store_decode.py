@@ -1,8 +1,12 @@
 """Store of one decode step: all that has to happen in each layer, and before its attention.
 
 One warp per row and KV head, which moves the head's key and value and, with bound scores, copies
-its queries and key. It waits for nothing but its slot, which `claim_slots` found.
+its queries and key. It waits for nothing but its slot, which `claim_slots` found. From Hopper on it
+is launched while the kernel before it ends, and lets attention do the same (programmatic dependent
+launch); each waits for the writes of the one before.
 """
+
+from functools import cache
 
 import torch
 import triton
@@ -34,6 +38,7 @@ def store_decode(
         _check_rows("queries", step.queries, rows, q.shape[1:], q.dtype)
         _check_rows("keys", step.keys, rows, k.shape[1:], key_cache.dtype)
     group = q.shape[1] // heads
+    overlaps = _has_dependent_launch(q.device)
     _store_decode_kernel[(heads, rows)](
         q,
         k,
@@ -54,8 +59,15 @@ def store_decode(
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_QUERIES=triton.next_power_of_2(group * head_dim),
         BOUND_SCORES=options.bound_scores,
+        OVERLAPS=overlaps,
         num_warps=1,
+        **({"launch_pdl": True} if overlaps else {}),
     )
+
+
+@cache
+def _has_dependent_launch(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -108,7 +120,11 @@ def _store_decode_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
     BOUND_SCORES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     head = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     target = tl.load(targets_ptr + row * HEADS + head).to(tl.int64)

@@ -9,6 +9,7 @@ from sglang.srt.utils import get_cuda_graph_max_batch_size
 
 from raas_kernels import DecodeBatch, RequestTables
 from raas_sglang.attention.in_place import InPlaceDecode
+from raas_sglang.attention.side_stream import SideStream
 
 _TILE_ROWS = 16
 _WORKSPACE_MARGIN = 16 * 2**20  # bytes
@@ -39,6 +40,8 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
             get_buffer("flashinfer_workspace", lambda: _decode_workspace(model_runner))
         super().__init__(model_runner, **kwargs)
         self._planned: tuple[int, int, list[int]] | None = None
+        self.side = SideStream(model_runner.device)
+        model_runner.capture_tail_hooks.append(lambda *_: self.side.join())
 
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Plans a forward pass that runs without a CUDA graph."""
@@ -47,6 +50,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         if forward_batch.forward_mode.is_decode():
             requests = self.pool.state.rows(forward_batch.req_pool_indices)
             self.rows = self._rows(forward_batch, self.decode_wrappers[0], requests)
+            self.claim_slots()
 
     def init_cuda_graph_state(self, max_bs: int, *args: Any, **kwargs: Any) -> None:
         """Allocates what the graphs of all batch sizes share."""
@@ -70,6 +74,11 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         if in_capture:
             wrapper = self.decode_cuda_graph_metadata[batch_size][0]
             self.rows = self._rows(forward_batch, wrapper, requests)
+
+    def init_forward_metadata_in_graph(self, forward_batch: "ForwardBatch") -> None:
+        """Begins a decode step within the graph, beside the embedding and the first projections."""
+        super().init_forward_metadata_in_graph(forward_batch)
+        self.claim_slots()
 
     def _create_decode_wrappers(self, bs: int, num_tokens: int) -> list[Any]:
         """Wrappers of one batch size; all plan into one buffer, since one plan is in use at a time.

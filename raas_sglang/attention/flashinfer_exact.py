@@ -1,5 +1,6 @@
 """The GPU's decode backend for `--kv-score exact`: FlashInfer also gives the probabilities."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,5 +67,6 @@ class RaasFlashInferExactAttnBackend(RaasFlashInferAttnBackend):
             self.rows.requests,
             logits,
         )
-        self.pool.score_logits(layer, self.rows)
+        # Beside the projections that follow; the next layer's attention overwrites the logits.
+        self.side.run(partial(self.pool.score_logits, layer, self.rows))
         return out.view(-1, layer.tp_q_head_num * layer.head_dim)

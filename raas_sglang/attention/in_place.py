@@ -1,10 +1,12 @@
 """Decode attention over resident slots, whose store happens in place."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raas_kernels import DecodeBatch
+from raas_sglang.attention.side_stream import SideStream
 from raas_sglang.pool import RaasTokenToKVPool, require_pool
 
 if TYPE_CHECKING:
@@ -17,15 +19,21 @@ class InPlaceDecode:
 
     Kernel lengths need no work here: ``forward_batch.seq_lens`` of a decode batch are resident
     lengths already, on the host too. With no row saturated they equal the logical ones, and so do
-    the results, bit for bit. A subclass says in ``rows`` where the slots of the batch are.
+    the results, bit for bit. A subclass says in ``rows`` where the slots of the batch are and calls
+    `claim_slots` once before the first layer.
     """
 
     rows: DecodeBatch
+    side: SideStream
 
     @property
     def pool(self) -> RaasTokenToKVPool:
         """SGLang's pool, which is ours."""
         return require_pool(self.token_to_kv_pool)  # type: ignore[attr-defined]
+
+    def claim_slots(self) -> None:
+        """Begins the decode step of ``rows``; nothing waits for it before the first store."""
+        self.side.run(partial(self.pool.claim_slots, self.rows))
 
     def forward_decode(
         self,
@@ -57,12 +65,11 @@ class InPlaceDecode:
                 "stored them or shares them with another layer; remove --kv-policy for this model"
             )
         pool = self.pool
-        if pool.is_first(layer):
-            pool.claim_slots(self.rows)
+        self.side.join()
         pool.store_decode(layer, q, k, v)
         out = self._attend(q, k, v, layer, forward_batch, **kwargs)
         if pool.is_last(layer):
-            pool.stamp_decode(self.rows)
+            self.side.run(partial(pool.stamp_decode, self.rows))
         return out
 
     def _attend(

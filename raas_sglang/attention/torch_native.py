@@ -7,17 +7,26 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 
 from raas_kernels import DecodeBatch
 from raas_sglang.attention.in_place import InPlaceDecode
+from raas_sglang.attention.side_stream import SideStream
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 
 class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
     """SGLang's torch attention whose decode stores in place and reads resident slots only.
 
     Prefill is SGLang's.
+
+    Args:
+        model_runner: SGLang's model runner.
     """
+
+    def __init__(self, model_runner: "ModelRunner") -> None:
+        super().__init__(model_runner)
+        self.side = SideStream(model_runner.device)
 
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Finds the slots of the rows in SGLang's own table."""
@@ -34,6 +43,7 @@ class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
             table.view(-1),
             self.pool.state.rows(requests),
         )
+        self.claim_slots()
 
     def _attend(
         self,
