@@ -196,6 +196,9 @@ class Batch:
             self._arm.post("/abort_request", abort_all=True)
         try:
             return self._answers.result(timeout=120)
+        except Exception:
+            say(self._arm.server.log_end(60))
+            raise
         finally:
             self._pool.shutdown(wait=False)
 

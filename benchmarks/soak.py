@@ -112,12 +112,22 @@ def main() -> int:
         alone = run_alone(arm, catalogue)
         begin = time.monotonic()
         end = min(begin + 60 * args.minutes, latest)
-        outcomes = run_crowd(arm, Dealer(catalogue, args.seed, end), args.clients)
+        try:
+            outcomes = run_crowd(arm, Dealer(catalogue, args.seed, end), args.clients)
+        except Exception:
+            say(arm.server.log_end(60))
+            raise
         arm.clear()
         held = used_tokens(arm)
+        has_tree = not arm.information()["disable_radix_cache"]
         is_alive = arm.server.is_alive()
     config = {name: getattr(args, name) for name in ("clients", "lines", "budgets", "pool")}
-    config |= {"alone": alone, "seconds": round(end - begin), "flags": arm.flags}
+    config |= {
+        "radix cache": has_tree,
+        "alone": alone,
+        "seconds": round(end - begin),
+        "flags": arm.flags,
+    }
     broken = write(outcomes, held, (begin + WARM_UP * (end - begin), end), rows, config)
     if not is_alive:
         broken.append("the server must live to the end")
