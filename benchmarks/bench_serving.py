@@ -1,0 +1,216 @@
+"""Online load with SGLang's own `sglang.bench_serving`, in arms that differ in the KV policy.
+
+Requests come as a Poisson process. For each rate: time to first token, time between tokens, and
+the goodput, that is requests per second that kept to both targets. One arm after the other has the
+GPU for itself, with the same flags, rates, prompts and arrival times.
+"""
+
+import argparse
+import json
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from arms import POLICIES, Arm, started
+from bench_decode import SHAPES, check_tokens, say
+from decode_run import Workload
+from local_server import REASONER
+from rows import RowFile
+from token_streams import OutOfTimeError
+from word_tokenizer import write_word_tokenizer
+
+# What a minute or two on a CPU can do for each arm, with the same code.
+QUICK = {
+    "shape": "reasoner",
+    "prompt": 32,
+    "output": 96,
+    "kv_budget": 64,
+    "rates": [1.0, 4.0],
+    "duration": 8.0,
+    "warmup": 4,
+    "max_running_requests": 16,
+    "max_total_tokens": 8192,
+    "stream_interval": 4,
+}
+
+
+def main() -> int:
+    args = parse_args()
+    # Ended from outside, it still stops its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    deadline = time.monotonic() + args.seconds
+    rows = RowFile(args.out, args.seed, args.commit)
+    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    load = Workload(args.prompt, args.kv_budget, 32, 1, args.seed, model_path)
+    with tempfile.TemporaryDirectory() as folder:
+        write_word_tokenizer(model_path, Path(folder))
+        for name in args.arms:
+            arm = Arm(name, model_path, args.kv_budget, server_flags(args, folder))
+            with started([arm], say):
+                config = {"shape": args.shape, **load.config()}
+                try:
+                    check_tokens([arm], load, rows, config, deadline)
+                    for rate in args.rates:
+                        measure(arm, rate, args, folder, rows, deadline)
+                except OutOfTimeError:
+                    say(f"{args.seconds} s are used up; {args.out} holds what was measured")
+                    break
+    return 0
+
+
+def measure(
+    arm: Arm, rate: float, args: argparse.Namespace, folder: str, rows: RowFile, deadline: float
+) -> None:
+    """Runs one rate and stores what came of it.
+
+    Raises:
+        OutOfTimeError: the time would not do.
+        RuntimeError: a request failed, or the benchmark did.
+    """
+    if time.monotonic() + args.duration > deadline:
+        raise OutOfTimeError
+    arm.clear()
+    seen = serve(arm, rate, args, folder)
+    failed = [error for error in seen["errors"] if error]
+    if failed or seen["completed"] != num_requests(args, rate):
+        raise RuntimeError(f"every request of arm {arm.name} must succeed, got {failed[:3]}")
+    gaps = [statistics.fmean(request) for request in seen["itls"]]
+    good = goodput(seen["ttfts"], gaps, args.ttft_ms / 1e3, args.itl_ms / 1e3, seen["duration"])
+    names = ("shape", "prompt", "output", "stream_interval", "ttft_ms", "itl_ms")
+    config = {name: getattr(args, name) for name in names}
+    config |= {"budget": args.kv_budget, "arm": arm.name, "rate": rate}
+    details = {
+        "completed": seen["completed"],
+        "duration_s": seen["duration"],
+        "concurrency": seen["concurrency"],
+        "benchmark": shlex.join(["python", *command("URL", rate, args, "TOKENIZER", "FILE")]),
+        "flags": ["TOKENIZER" if flag == folder else flag for flag in arm.flags],
+    }
+    for result, value, unit in (
+        ("goodput", good, "requests/s"),
+        ("output throughput", seen["output_throughput"], "tokens/s"),
+        ("time to first token, median", seen["median_ttft_ms"], "ms"),
+        ("time to first token, p99", seen["p99_ttft_ms"], "ms"),
+        ("time between tokens, median", seen["median_itl_ms"], "ms"),
+        ("time between tokens, p99", seen["p99_itl_ms"], "ms"),
+    ):
+        rows.write(result, [value], unit, config, **details)
+    say(
+        f"{arm.name}, {rate} requests/s: goodput {good:.2f}/s, first token "
+        f"{seen['median_ttft_ms']:.0f} ms (p99 {seen['p99_ttft_ms']:.0f}), between tokens "
+        f"{seen['median_itl_ms']:.2f} ms (p99 {seen['p99_itl_ms']:.2f})"
+    )
+
+
+def goodput(
+    first: list[float],
+    between: list[float],
+    most_first: float,
+    most_between: float,
+    duration: float,
+) -> float:
+    """Requests per second whose first token and whose mean gap came within the targets.
+
+    Args:
+        first: Time to first token of each request, in seconds.
+        between: Mean time between two tokens of each request, in seconds.
+        most_first: Target of the first, in seconds.
+        most_between: Target of the second, in seconds.
+        duration: Length of the run, in seconds.
+    """
+    pairs = zip(first, between, strict=True)
+    return sum(a <= most_first and b <= most_between for a, b in pairs) / duration
+
+
+def serve(arm: Arm, rate: float, args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Runs SGLang's benchmark and returns what it stored.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    path = str(Path(folder) / f"{arm.name}-{rate}.jsonl")
+    run = subprocess.run(
+        [sys.executable, *command(arm.server.url, rate, args, folder, path)],
+        env=arm.server.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise RuntimeError(f"sglang.bench_serving must succeed, got:\n{run.stdout}\n{run.stderr}")
+    return dict(json.loads(Path(path).read_text()))
+
+
+def command(url: str, rate: float, args: argparse.Namespace, folder: str, path: str) -> list[str]:
+    """SGLang's benchmark for one rate, as Python's arguments."""
+    return [
+        *("-m", "sglang.bench_serving", "--backend", "sglang"),
+        *("--base-url", url, "--model", folder, "--tokenizer", folder),
+        *("--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1.0"),
+        *("--random-input-len", str(args.prompt), "--random-output-len", str(args.output)),
+        *("--request-rate", str(rate), "--num-prompts", str(num_requests(args, rate))),
+        *("--warmup-requests", str(args.warmup), "--seed", str(args.seed), "--disable-tqdm"),
+        *("--output-file", path, "--output-details"),
+    ]
+
+
+def num_requests(args: argparse.Namespace, rate: float) -> int:
+    """Requests that come in the time of one rate."""
+    return max(1, round(rate * args.duration))
+
+
+def server_flags(args: argparse.Namespace, tokenizer: str) -> list[str]:
+    """The command line that all arms share."""
+    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
+    pool = args.max_total_tokens
+    most = args.max_running_requests
+    return [
+        *weights,
+        *("--tokenizer-path", tokenizer, "--incremental-streaming-output"),
+        *("--skip-server-warmup", "--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
+        *("--stream-interval", str(args.stream_interval)),
+        *(("--max-running-requests", str(most)) if most else ()),
+        *(("--max-total-tokens", str(pool)) if pool else ()),
+        *shlex.split(args.server_flags),
+    ]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
+    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
+    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "off", "raas"])
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[2.0, 4.0, 8.0], help="per second"
+    )
+    parser.add_argument("--duration", type=float, default=30.0, help="seconds of arrivals")
+    parser.add_argument("--warmup", type=int, default=8, help="requests before, not counted")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument("--output", type=int, default=2048, help="tokens of an output")
+    parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
+    parser.add_argument("--ttft-ms", type=float, default=500.0, help="target of the first token")
+    parser.add_argument("--itl-ms", type=float, default=25.0, help="target between tokens, mean")
+    parser.add_argument("--stream-interval", type=int, default=8, help="tokens in one message")
+    parser.add_argument("--max-running-requests", type=int, help="SGLang's choice by default")
+    parser.add_argument("--max-total-tokens", type=int, help="pool; what fits by default")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
+    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
