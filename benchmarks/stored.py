@@ -41,11 +41,11 @@ def source(rows: Iterable[Row]) -> str:
     rows = list(rows)
     commits = ", ".join(distinct(f"`{row['commit']}`" for row in rows))
     versions = distinct(_version(row) for row in rows)
-    repeats = distinct(row["repeats"] for row in rows)
+    repeats = " or ".join(distinct(str(row["repeats"]) for row in rows))
     commands = "\n".join(f"    {command}" for command in distinct(row["command"] for row in rows))
     return (
         f"{', '.join(versions)}, commit {commits}, "
-        f"{' or '.join(map(str, repeats))} repeats.\n\n"
+        f"{repeats} {'repeat' if repeats == '1' else 'repeats'}.\n\n"
         f"<details><summary>commands</summary>\n\n{commands}\n\n</details>"
     )
 
