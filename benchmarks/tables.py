@@ -37,29 +37,39 @@ def decode() -> str:
 
 
 def latency() -> str:
-    """Latency on the way to a long text, for each batch."""
+    """Latency on the way to a long text, for each batch, each arm against `default`."""
+    rows = over_length()
+
+    def cell(row: Row) -> str:
+        reference = _default_of(row, rows)
+        ratio = f" ({row['value'] / reference['value']:.2f})" if reference else ""
+        return number(row["value"]) + ratio
+
     return per_heading(
-        list(over_length().values()),
+        list(rows.values()),
         device_and_budget,
-        "ms between two tokens, logical length",
+        "ms between two tokens (of `default`), logical length",
         _over_length_label,
         logical_length,
-        lambda row: number(row["value"]),
+        cell,
     )
 
 
 def memory() -> str:
     """Slots and bytes of a request on the way to a long text, counted in the pool."""
+    rows = over_length()
 
     def cell(row: Row) -> str:
         slots = slots_of_request(row)
         size = slots * bytes_per_slot(_shape(row)) / 2**20
-        return f"{slots:,.0f} ({number(size)} MiB)"
+        reference = _default_of(row, rows)
+        share = f", 1/{slots_of_request(reference) / slots:.1f}" if reference else ""
+        return f"{slots:,.0f} ({number(size)} MiB{share})"
 
     return per_heading(
-        list(over_length().values()),
+        list(rows.values()),
         device_and_budget,
-        "slots of a request (KV cache), logical length",
+        "slots of a request (KV cache, share of `default`), logical length",
         _over_length_label,
         logical_length,
         cell,
@@ -140,12 +150,20 @@ TABLES: dict[str, Callable[[], str]] = {
 _QUEUES = {"full": "", "fits": "as many as fit"}
 
 
+def _default_of(row: Row, rows: dict[tuple[object, ...], Row]) -> Row | None:
+    """What `default` came to where another arm was measured."""
+    if _arm(row) == "default":
+        return None
+    return rows.get(_length_key(row, "default"))
+
+
 def _over_length_label(row: Row) -> str:
     return f"{shape_name(_shape(row))} `{_arm(row)}`, batch {_batch(row)}"
 
 
-def _length_key(row: Row) -> tuple[object, ...]:
-    return device_and_budget(row), _shape(row), _arm(row), _batch(row), logical_length(row)
+def _length_key(row: Row, arm: str | None = None) -> tuple[object, ...]:
+    chosen = arm or _arm(row)
+    return device_and_budget(row), _shape(row), chosen, _batch(row), logical_length(row)
 
 
 def _throughput_key(row: Row) -> tuple[object, ...]:

@@ -85,6 +85,9 @@ def test_memory_of_a_request_is_counted_in_the_pool(results):
     assert "| 5.00 |" in tables.latency()
     (line,) = plots.memory().lines
     assert line.points == [(32768.0, 70.0)]
+    results("decode", decode_row("default", 16, 12.5, result, pool_tokens=[524288]))
+    assert "| 1,280 (70.0 MiB, 1/25.6) |" in tables.memory()
+    assert "| 5.00 (0.40) |" in tables.latency()
 
 
 def test_throughput_is_held_against_the_better_default(results):
