@@ -10,10 +10,10 @@ from arms import loads_plugin
 from local_server import STRICT, LocalServer
 from raas_sglang.cpu import has_driver
 
-# Half of the memory that is free at the start is more than enough for each: the pool is small.
+# The pool is small; what is free of most of the memory is more than enough for each.
 FLAGS = (
     *("--max-running-requests", "128", "--cuda-graph-max-bs-decode", "128"),
-    *("--max-total-tokens", "300000", "--mem-fraction-static", "0.5"),
+    *("--max-total-tokens", "300000", "--mem-fraction-static", "0.85"),
     *("--disable-prefill-cuda-graph", "--skip-server-warmup", "--sleep-on-idle"),
 )
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
