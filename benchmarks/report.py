@@ -16,7 +16,12 @@ from plots import PLOTS, data_of, draw
 from tables import TABLES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md", "benchmarks/bench_rivals.md")
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "benchmarks/bench_rivals.md",
+    "docs/accuracy.md",
+)
 PLOTS_FOLDER = "docs/plots"
 _MARKED = re.compile(r"(<!-- report: (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 

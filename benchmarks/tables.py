@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from accuracy.tables import TABLES as ACCURACY
 from online_tables import prefix, serving
 from ops_table import ops
 from stored import Row, newest, read, run_of, shape_name
@@ -146,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serving": serving,
     "prefix": prefix,
     "ops": ops,
+    **ACCURACY,
 }
 _QUEUES = {"full": "", "fits": "as many as fit"}
 

@@ -1,15 +1,16 @@
 """Draws accuracy over budget: ``python -m accuracy.plot --out ../docs/plots``, from stored rows.
 
-One picture for each length, one panel for each regime, one line for each method; the rows decide
-every byte of a picture, so that equal rows give equal files.
+One picture for each length, one panel for each regime, one line for each method. A picture carries
+the numbers that it shows, so that a test can hold it to the rows.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from accuracy.summary import Row, read_rows
-from accuracy.tables import RESULTS, share
+from accuracy.tables import share, stored_rows
 
 # What is drawn, with its name and colour; other methods stand in the tables alone.
 METHODS = {
@@ -28,14 +29,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=Path, default=RESULTS)
+    parser.add_argument("--rows", type=Path, help="the repository's by default")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     args = parser.parse_args()
-    rows = [row for row in read_rows(args.rows) if row["method"] in METHODS]
-    for length in dict.fromkeys(row["task"].partition(":")[2] for row in rows):
-        path = args.out / f"accuracy-{length or 'answers'}.svg"
-        draw([row for row in rows if row["task"].partition(":")[2] == length], path)
-        print(path)
+    found = read_rows(args.rows) if args.rows else stored_rows()
+    for name, rows in pictures(found).items():
+        draw(rows, args.out / f"{name}.svg")
+        print(args.out / f"{name}.svg")
+
+
+def pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Returns the rows of each picture by its name."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["method"] in METHODS:
+            length = row["task"].partition(":")[2] or row["task"]
+            found.setdefault(f"accuracy-{length}", []).append(row)
+    return found
+
+
+def data(rows: Sequence[Row]) -> str:
+    """Returns all that a picture shows, as text; equal texts are equal pictures."""
+    shown = [[r[name] for name in ("task", "method", "budget", "n", "right")] for r in rows]
+    return json.dumps(shown, separators=(",", ":"))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -66,7 +82,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.set_layout_engine("constrained")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    figure.savefig(path, format="svg", metadata={"Date": None, "Description": data(rows)})
     pyplot.close(figure)
 
 

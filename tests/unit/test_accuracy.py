@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+import stored
 from accuracy import plot, tables
 from accuracy.ask import count_missing
 from accuracy.dataset import INSTRUCTION, DatasetTask, grade
@@ -15,7 +16,9 @@ from accuracy.significance import mcnemar, wilson
 from accuracy.summary import cell_row, main, problems, read_rows
 from accuracy.task import make_task
 from local_server import REASONER
+from plots import data_of
 
+PLOTS = REASONER.parents[2] / "docs" / "plots"
 GRIDS = REASONER.parents[1] / "accuracy" / "grids"
 EXACT = "raas:score=exact,stamp-rule=decay"
 
@@ -215,7 +218,19 @@ def test_tables_mark_what_differs_from_dense(rows):
         rows
     )
     assert "147 (0)" in tables.endings(rows)
-    assert {make([]) for make in tables.TABLES.values()} == {tables.NOTHING}
+
+
+def test_without_rows_a_table_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    assert {make() for make in tables.TABLES.values()} == {tables.NOTHING}
+
+
+def test_the_pictures_of_the_documents_show_the_stored_rows():
+    drawn = {path.stem for path in PLOTS.glob("accuracy-*.svg")}
+    wanted = plot.pictures(tables.stored_rows())
+    assert drawn == set(wanted)
+    for name, rows in wanted.items():
+        assert data_of(PLOTS / f"{name}.svg") == plot.data(rows)
 
 
 def test_equal_rows_draw_equal_pictures(rows, tmp_path):
