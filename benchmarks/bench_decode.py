@@ -6,10 +6,13 @@ A dense arm grows by a window and a message in each round, so its rounds are lai
 and the median is the round at it. An evicting arm is saturated before its first round.
 
 With --logical, one batch of each arm decodes to that length without pause, and the latency is
-measured on the way: after saturation and at every power of two.
+measured on the way: after saturation and at every power of two. --prefilled spares an arm that
+keeps every token the way: its prompts are as long as the texts would be, so that it holds and reads
+the same.
 """
 
 import argparse
+import dataclasses
 import shlex
 import signal
 import sys
@@ -55,7 +58,9 @@ def main() -> int:
                     measure_in_turns(arms, batch, args.rounds, load, rows, config, deadline)
                 else:
                     for arm in arms:
-                        measure_over_length(arm, batch, args, load, rows, config, deadline)
+                        is_prefilled = args.prefilled and not arm.is_evicting
+                        measure = measure_prefilled if is_prefilled else measure_over_length
+                        measure(arm, batch, args, load, rows, config, deadline)
         except OutOfTimeError:
             say(f"{args.seconds} s are used up; {args.out} holds what was measured")
         note_memory(arms, rows, config)
@@ -141,18 +146,57 @@ def measure_over_length(
     deadline: float,
 ) -> None:
     """Decodes one batch to a logical length and measures on the way."""
-    stretch = args.rounds * load.window
-    saturated = load.prompt + load.budget + 2 * load.interval + stretch
-    lengths = [saturated, *(2**n for n in range(40) if saturated < 2**n <= args.logical)]
-    run = DecodeRun(arm, load, batch, tokens=lengths[-1] - load.prompt + 2 * load.interval)
+    lengths = logical_lengths(args, load)
+    run = DecodeRun(arm, load, batch, tokens=lengths[-1] - load.prompt)
     for length in lengths:
-        first = length - load.prompt - stretch
-        windows = [
-            run.window_at(first + number * load.window, deadline) for number in range(args.rounds)
-        ]
-        run.write(f"inter-token latency at {length} logical tokens", windows, rows, config)
-        say(f"{arm.name}, batch {batch}, {length} logical: {windows[-1].milliseconds:.3f} ms")
+        write_length(run, length, length - load.prompt, args, rows, config, deadline)
     run.end()
+
+
+def measure_prefilled(
+    arm: Arm,
+    batch: int,
+    args: argparse.Namespace,
+    load: Workload,
+    rows: RowFile,
+    config: dict[str, Any],
+    deadline: float,
+) -> None:
+    """The same of an arm that keeps every token: a prompt takes it to the length at once."""
+    tokens = args.rounds * load.window + 4 * load.interval
+    for length in logical_lengths(args, load):
+        filled = dataclasses.replace(load, prompt=length - tokens)
+        run = DecodeRun(arm, filled, batch, tokens)
+        prefilled = {**config, "is_prefilled": True}
+        write_length(run, length, tokens, args, rows, prefilled, deadline)
+        run.end()
+
+
+def write_length(
+    run: DecodeRun,
+    length: int,
+    tokens: int,
+    args: argparse.Namespace,
+    rows: RowFile,
+    config: dict[str, Any],
+    deadline: float,
+) -> None:
+    """Measures the windows before a logical length, where so many tokens are generated."""
+    load = run.load
+    # A window begins and ends with a message, up to an interval late, and the request goes on.
+    first = tokens - args.rounds * load.window - 2 * load.interval
+    windows = [
+        run.window_at(first + number * load.window, deadline) for number in range(args.rounds)
+    ]
+    run.write(f"inter-token latency at {length} logical tokens", windows, rows, config)
+    said = f"{run.arm.name}, batch {run.batch}, {length} logical"
+    say(f"{said}: {windows[-1].milliseconds:.3f} ms")
+
+
+def logical_lengths(args: argparse.Namespace, load: Workload) -> list[int]:
+    """After saturation, and every power of two up to --logical."""
+    saturated = load.prompt + load.budget + 4 * load.interval + args.rounds * load.window
+    return [saturated, *(2**n for n in range(40) if saturated < 2**n <= args.logical)]
 
 
 def note_memory(arms: list[Arm], rows: RowFile, config: dict[str, Any]) -> None:
@@ -202,6 +246,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128, 256])
     parser.add_argument("--rounds", type=int, default=5, help="windows of each arm and batch")
     parser.add_argument("--logical", type=int, help="logical length to decode to, without turns")
+    parser.add_argument(
+        "--prefilled", action="store_true", help="dense arms reach --logical by their prompts"
+    )
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
     parser.add_argument("--window", type=int, default=32, help="decode steps that are timed")
