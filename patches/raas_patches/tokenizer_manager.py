@@ -6,6 +6,7 @@ happened. Remove when: SGLang lets plugins validate requests and add to `meta_in
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
@@ -36,6 +37,25 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     )
     if config is not None:
         _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
+        _refuse_unknown_parameters(self, params, limit)
+
+
+def _refuse_unknown_parameters(
+    self: "TokenizerManager", params: dict[str, Any], max_new_tokens: Any
+) -> None:
+    """Raises a `ValueError` for what SGLang answers with a `TypeError`, so with a 500, or takes."""
+    if max_new_tokens is not None and not isinstance(max_new_tokens, Integral):
+        raise ValueError(
+            f"max_new_tokens must be an integer number of tokens, got {max_new_tokens!r}"
+        )
+    try:
+        sampling_params = self.sampling_params_class(**params)
+        sampling_params.normalize(self.tokenizer)
+        sampling_params.verify(self.model_config.vocab_size)
+    except TypeError as error:
+        raise ValueError(
+            f"sampling_params must have names and types that SGLang knows, got: {error}"
+        ) from error
 
 
 def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None:
