@@ -43,14 +43,16 @@ def add_one_req(
 ) -> "AddReqResult":
     """Around it: a bounded request is admitted if all that it can come to hold is free."""
     running = self.running_batch.reqs if self.running_batch is not None else []
-    if not any(map(is_bounded, (req, *running, *self.can_run_list))):
+    bounded = any(map(is_bounded, (req, *running, *self.can_run_list)))
+    if not bounded and not self.preempt_list:
         return original(self, req, *args, **kwargs)
     params = req.sampling_params
     ignore_eos, before = params.ignore_eos, self.rem_total_token_offset
     needed = _needed(self, req)
     self.rem_total_token_offset += needed - _needed_by_sglang(self, req)
     # Without a radix tree SGLang looks ahead for requests that ignore EOS, as if all requests grew
-    # until they end. Bounded ones do not, so where any is around, each is admitted by itself.
+    # until they end. Bounded ones do not, so where any is around, each is admitted by itself. So is
+    # a request for which others were interrupted: they would be lost if it were not admitted.
     params.ignore_eos = False
     try:
         result = original(self, req, *args, **kwargs)

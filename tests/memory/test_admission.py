@@ -101,3 +101,19 @@ def test_priority_interrupts_a_saturated_request(server_args):
     assert simulation.requests[1].retraction_count == 1
     run(simulation)
     assert not simulation.aborted
+
+
+def test_who_is_interrupted_comes_back_without_a_tree(server_args):
+    """There SGLang looks ahead for requests that ignore EOS, after it has interrupted others."""
+    settings = {**SMALL, "slots": 480, "requests": 3, "reserve": 24}
+    simulation = Simulation(Settings(**settings, radix=False, preempt=True), server_args)
+    simulation.apply("arrive", **forever(1, "dense", 16, 40, private=19), priority=1)
+    simulation.apply("arrive", **forever(2, "raas", 32, 300, private=10), priority=0)
+    simulation.apply("arrive", **forever(3, "dense", 16, 120, private=17), priority=1,
+                     ignore_eos=True)  # fmt: skip
+    run(simulation, until=lambda: generated(simulation, 3) > 30)
+    simulation.apply("arrive", **forever(4, "dense", 16, 900, private=33), priority=2,
+                     ignore_eos=True)  # fmt: skip
+    run(simulation, until=lambda: simulation.requests[2].retraction_count, steps=4)
+    run(simulation)
+    assert not simulation.aborted
