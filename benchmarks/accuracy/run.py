@@ -101,6 +101,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model-path", type=Path, default=REASONER)
     parser.add_argument("--parallel-servers", type=int, default=1)
     parser.add_argument(
+        "--server-per",
+        choices=("settings", "method"),
+        default="settings",
+        help="whether methods of equal settings share a server",
+    )
+    parser.add_argument(
         "--server-flags", default="", help="further flags of every server, one text"
     )
     parser.add_argument("--concurrency", type=int, default=32, help="requests at a time and server")
