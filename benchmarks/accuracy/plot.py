@@ -39,13 +39,15 @@ def main() -> None:
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Returns the rows of each picture by its name."""
+    """Returns the rows of each picture by its name; none where the engine has not run."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         if row["method"] in METHODS:
             length = row["task"].partition(":")[2] or row["task"]
             found.setdefault(f"accuracy-{length}", []).append(row)
-    return found
+    return {
+        name: chosen for name, chosen in found.items() if any(r["method"] == "raas" for r in chosen)
+    }
 
 
 def data(rows: Sequence[Row]) -> str:
