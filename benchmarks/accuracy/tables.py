@@ -44,7 +44,7 @@ def against_controls(rows: Sequence[Row]) -> str:
     lines = ["| task | budget | method | best control | better | worse | p |"]
     lines += ["| --- | ---: | --- | --- | ---: | ---: | ---: |"]
     for task, group in _tasks(rows).items():
-        for (method, budget), row in group.items():
+        for (method, budget), row in sorted(group.items(), key=lambda item: item[1]["budget"] or 0):
             found = [group[name, budget] for name in CONTROLS if (name, budget) in group]
             if not found or not method.startswith("raas"):
                 continue
@@ -99,13 +99,13 @@ def _per_task(rows: Sequence[Row], corner: str, cell: Callable[[Row, Group], str
     parts = []
     for task, group in _tasks(rows).items():
         budgets = sorted({budget for _, budget in group if budget is not None})
-        lines = [[f"{task}: {corner}", *(f"{budget:,}" for budget in budgets)]]
-        lines += [["---", *("---:" for _ in budgets)]]
+        columns = [f"{budget:,}" for budget in budgets] or ["any"]
+        lines = [[f"{task}: {corner}", *columns], ["---", *("---:" for _ in columns)]]
         for method in dict.fromkeys(method for method, _ in group):
             found = {b: row for (name, b), row in group.items() if name == method}
             name = _code(next(iter(found.values())))
             if None in found:  # dense has no budget: once, under the largest
-                empty = [""] * (len(budgets) - 1)
+                empty = [""] * (len(columns) - 1)
                 lines.append([name, *empty, cell(found[None], group)])
             else:
                 cells = (cell(found[b], group) if b in found else "" for b in budgets)
