@@ -61,7 +61,11 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def init_forward_metadata_out_graph(
         self, forward_batch: "ForwardBatch", in_capture: bool = False
     ) -> None:
-        """Plans a decode step that is captured or replayed, unless the last plan still holds."""
+        """Plans a step that is captured or replayed, unless the last plan of decode still holds."""
+        if not forward_batch.forward_mode.is_decode_or_idle():
+            self._planned = None
+            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+            return
         batch_size = forward_batch.batch_size
         plan = (batch_size, self.pool.state.epoch, forward_batch.seq_lens_cpu.tolist())
         if plan == self._planned and not in_capture:
