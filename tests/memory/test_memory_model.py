@@ -17,7 +17,7 @@ from memory_hooks import PAGE_SIZE
 from scheduler_sim import Settings, Simulation
 
 POLICIES = ("dense", "raas", "window", "random", "h2o")
-OPERATIONS = {1: 20000, 16: 2000}[PAGE_SIZE]
+OPERATIONS = {1: 12000, 16: 2000}[PAGE_SIZE]
 Operation = tuple[str, dict[str, Any]]  # a method of `Simulation` and its arguments
 RUN = {1: 1000, 16: 500}[PAGE_SIZE]  # operations on one pool: few enough to shrink
 
