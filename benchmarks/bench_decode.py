@@ -14,19 +14,15 @@ the same.
 import argparse
 import dataclasses
 import shlex
-import signal
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 from arms import POLICIES, Arm, started
+from command_line import add_arms, begin_run, bench_parser, model_path_of, parse, say, weight_flags
 from decode_run import DecodeRun, Workload
-from local_server import REASONER
 from rows import RowFile, gpu_query
 from token_streams import OutOfTimeError
 
-SHAPES = Path(__file__).parent / "shapes"
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
@@ -41,11 +37,8 @@ QUICK = {
 
 def main() -> int:
     args = parse_args()
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    deadline = time.monotonic() + args.seconds
-    rows = RowFile(args.out, args.seed, args.commit)
-    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    deadline, rows = begin_run(args)
+    model_path = model_path_of(args.shape)
     load = Workload(args.prompt, args.kv_budget, args.window, args.interval, args.seed, model_path)
     arms = [Arm(name, model_path, load.budget, server_flags(args, load)) for name in args.arms]
     config = {"shape": args.shape, **load.config()}
@@ -223,11 +216,10 @@ def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
         longest = args.logical
     # A pause that comes late lets a window more through.
     pool = args.max_total_tokens or most * (load.prompt + longest + load.window) + 4096
-    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
     return [
-        *weights,
+        *weight_flags(args.shape),
         *share,
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
@@ -237,12 +229,8 @@ def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
-    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
-    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "raas"])
+    parser = bench_parser(__doc__)
+    add_arms(parser, POLICIES, ["default", "raas"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128, 256])
     parser.add_argument("--rounds", type=int, default=5, help="windows of each arm and batch")
     parser.add_argument("--logical", type=int, help="logical length to decode to, without turns")
@@ -253,20 +241,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
     parser.add_argument("--window", type=int, default=32, help="decode steps that are timed")
     parser.add_argument("--interval", type=int, default=16, help="tokens in one message")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
     parser.add_argument("--max-total-tokens", type=int, help="pool; what is needed by default")
-    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
-    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return parse(parser, QUICK)
 
 
 if __name__ == "__main__":

@@ -14,23 +14,20 @@ import argparse
 import json
 import random
 import shlex
-import signal
 import statistics
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import requests
 
 from arms import Arm, started
+from command_line import add_arms, begin_run, bench_parser, model_path_of, parse, say, weight_flags
 from decode_log import DecodeBatch, decode_batches, retractions
-from local_server import REASONER
 from raas_sglang.cpu import has_driver
 from rows import RowFile
 
-SHAPES = Path(__file__).parent / "shapes"
 # The answers are fetched and the servers stopped in that much of the time.
 SPARE_S = 20.0
 # What a minute or two on a CPU can do, with the same code.
@@ -48,13 +45,10 @@ QUICK = {
 
 def main() -> int:
     args = parse_args()
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    deadline = time.monotonic() + args.seconds
-    rows = RowFile(args.out, args.seed, args.commit)
+    deadline, rows = begin_run(args)
     broken: list[str] = []
     for name in args.arms:
-        arm = Arm(name, model_path(args), args.kv_budget, server_flags(args))
+        arm = Arm(name, model_path_of(args.shape), args.kv_budget, server_flags(args))
         with started([arm], say):
             check_pool(arm, args.pool)
             if arm.is_evicting:
@@ -212,7 +206,7 @@ class Batch:
 
 def prompts(args: argparse.Namespace, lengths: list[int]) -> list[list[int]]:
     """Token ids; no two prompts share a prefix worth speaking of."""
-    size = json.loads((model_path(args) / "config.json").read_text())["vocab_size"]
+    size = json.loads((model_path_of(args.shape) / "config.json").read_text())["vocab_size"]
     draws = [random.Random(f"{args.seed} {row}") for row in range(len(lengths))]
     return [
         draw.choices(range(16, size), k=length) for draw, length in zip(draws, lengths, strict=True)
@@ -235,20 +229,14 @@ def check_pool(arm: Arm, asked: int) -> None:
 
 def server_flags(args: argparse.Namespace) -> list[str]:
     """The command line that both arms share."""
-    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
     return [
-        *weights,
+        *weight_flags(args.shape),
         *(("--mem-fraction-static", "0.92") if has_driver() else ()),
         *("--skip-tokenizer-init", "--skip-server-warmup", "--disable-prefill-cuda-graph"),
         *("--max-running-requests", str(args.requests), "--max-total-tokens", str(args.pool)),
         *("--decode-log-interval", str(args.log_interval), "--random-seed", str(args.seed)),
         *shlex.split(args.server_flags),
     ]
-
-
-def model_path(args: argparse.Namespace) -> Path:
-    """Folder with the model's `config.json`."""
-    return REASONER if args.shape == "reasoner" else SHAPES / args.shape
 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -258,12 +246,8 @@ def config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
-    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
-    parser.add_argument("--arms", nargs="+", choices=("raas", "default"), default=["raas"])
+    parser = bench_parser(__doc__)
+    add_arms(parser, ("raas", "default"), ["raas"])
     parser.add_argument("--requests", type=int, default=256, help="sent all at once")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=32768, help="tokens that each generates")
@@ -271,19 +255,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=1_000_000, help="tokens of the KV cache")
     parser.add_argument("--log-interval", type=int, default=40, help="decode steps in a sample")
     parser.add_argument("--default-seconds", type=float, default=90.0, help="of arm default")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="ends the run after so long")
-    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
-    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return parse(parser, QUICK)
 
 
 if __name__ == "__main__":

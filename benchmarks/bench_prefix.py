@@ -7,18 +7,24 @@ the prefix and what each request holds besides. Arms take turns on one GPU, with
 
 import argparse
 import shlex
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from arms import POLICIES, Arm, started
-from bench_decode import SHAPES, check_tokens, say
+from bench_decode import check_tokens
+from command_line import (
+    add_arms,
+    begin_run,
+    bench_parser,
+    model_path_of,
+    parse,
+    say,
+    weight_flags,
+)
 from decode_run import Workload
-from local_server import REASONER
 from request_queue import Request, RequestQueue, Served
 from rows import RowFile
 from steady_state import Prompts
@@ -40,11 +46,8 @@ QUICK = {
 
 def main() -> int:
     args = parse_args()
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    deadline = time.monotonic() + args.seconds
-    rows = RowFile(args.out, args.seed, args.commit)
-    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    deadline, rows = begin_run(args)
+    model_path = model_path_of(args.shape)
     arms = [Arm(name, model_path, args.kv_budget, server_flags(args)) for name in args.arms]
     load = Workload(args.own, args.kv_budget, 32, 1, args.seed, model_path)
     with started(arms, say):
@@ -163,12 +166,11 @@ def write(arm: Arm, rounds: list[Round], args: argparse.Namespace, rows: RowFile
 
 def server_flags(args: argparse.Namespace) -> list[str]:
     """The command line that all arms share."""
-    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
     pool = 2 * args.prefix + args.requests * (args.own + args.output) + 4096
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
     return [
-        *weights,
+        *weight_flags(args.shape),
         *share,
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
@@ -179,12 +181,8 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
-    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
-    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "raas"])
+    parser = bench_parser(__doc__)
+    add_arms(parser, POLICIES, ["default", "raas"])
     parser.add_argument("--prefix", type=int, default=8192, help="tokens that all prompts share")
     parser.add_argument("--own", type=int, default=64, help="further tokens of each prompt")
     parser.add_argument("--requests", type=int, default=64)
@@ -192,15 +190,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
     parser.add_argument("--rounds", type=int, default=3, help="of each arm, a new prefix in each")
     parser.add_argument("--log-steps", type=int, default=20, help="decode steps to a log line")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
-    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
-    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args()
+    return parse(parser, QUICK)
 
 
 if __name__ == "__main__":

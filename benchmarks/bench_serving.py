@@ -8,7 +8,6 @@ GPU for itself, with the same flags, rates, prompts and arrival times.
 import argparse
 import json
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -18,9 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from arms import POLICIES, Arm, started
-from bench_decode import SHAPES, check_tokens, say
+from bench_decode import check_tokens
+from command_line import (
+    add_arms,
+    begin_run,
+    bench_parser,
+    model_path_of,
+    parse,
+    say,
+    weight_flags,
+)
 from decode_run import Workload
-from local_server import REASONER
 from rows import RowFile
 from token_streams import OutOfTimeError
 from word_tokenizer import write_word_tokenizer
@@ -42,11 +49,8 @@ QUICK = {
 
 def main() -> int:
     args = parse_args()
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    deadline = time.monotonic() + args.seconds
-    rows = RowFile(args.out, args.seed, args.commit)
-    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    deadline, rows = begin_run(args)
+    model_path = model_path_of(args.shape)
     load = Workload(args.prompt, args.kv_budget, 32, 1, args.seed, model_path)
     with tempfile.TemporaryDirectory() as folder:
         write_word_tokenizer(model_path, Path(folder))
@@ -167,11 +171,10 @@ def num_requests(args: argparse.Namespace, rate: float) -> int:
 
 def server_flags(args: argparse.Namespace, tokenizer: str) -> list[str]:
     """The command line that all arms share."""
-    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
     pool = args.max_total_tokens
     most = args.max_running_requests
     return [
-        *weights,
+        *weight_flags(args.shape),
         *("--tokenizer-path", tokenizer, "--incremental-streaming-output"),
         *("--skip-server-warmup", "--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
         *("--stream-interval", str(args.stream_interval)),
@@ -182,12 +185,8 @@ def server_flags(args: argparse.Namespace, tokenizer: str) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
-    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
-    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "off", "raas"])
+    parser = bench_parser(__doc__)
+    add_arms(parser, POLICIES, ["default", "off", "raas"])
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[2.0, 4.0, 8.0], help="per second"
     )
@@ -201,15 +200,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--stream-interval", type=int, default=8, help="tokens in one message")
     parser.add_argument("--max-running-requests", type=int, help="SGLang's choice by default")
     parser.add_argument("--max-total-tokens", type=int, help="pool; what fits by default")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
-    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
-    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args()
+    return parse(parser, QUICK)
 
 
 if __name__ == "__main__":

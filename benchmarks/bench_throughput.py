@@ -15,16 +15,22 @@ requests at depth 0 from the start, after they have turned over once, for two mo
 import argparse
 import dataclasses
 import shlex
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from arms import POLICIES, Arm, started
-from bench_decode import SHAPES, check_tokens, say
+from bench_decode import check_tokens
+from command_line import (
+    add_arms,
+    begin_run,
+    bench_parser,
+    model_path_of,
+    parse,
+    say,
+    weight_flags,
+)
 from decode_run import Workload
-from local_server import REASONER
 from queue_run import QueueRun
 from raas_sglang.cpu import has_driver
 from request_queue import RequestQueue
@@ -52,11 +58,8 @@ QUICK = {
 
 def main() -> int:
     args = parse_args()
-    # Ended from outside, it still stops its servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    deadline = time.monotonic() + args.seconds
-    rows = RowFile(args.out, args.seed, args.commit)
-    model_path = REASONER if args.shape == "reasoner" else SHAPES / args.shape
+    deadline, rows = begin_run(args)
+    model_path = model_path_of(args.shape)
     for name in args.arms:
         arm = Arm(name, model_path, max(args.kv_budgets), server_flags(args))
         with started([arm], say):
@@ -167,10 +170,9 @@ class ArmBench:
 
 def server_flags(args: argparse.Namespace) -> list[str]:
     """The command line that all arms share."""
-    weights = () if args.shape == "reasoner" else ("--load-format", "dummy")
     most, pool = str(args.max_running_requests), args.max_total_tokens
     return [
-        *weights,
+        *weight_flags(args.shape),
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
         *("--max-running-requests", most),
@@ -183,12 +185,8 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
-    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
-    parser.add_argument("--arms", nargs="+", choices=POLICIES, default=["default", "off", "raas"])
+    parser = bench_parser(__doc__)
+    add_arms(parser, POLICIES, ["default", "off", "raas"])
     lengths = [2048, 4096, 8192, 16384, 32768]
     parser.add_argument("--outputs", type=int, nargs="+", default=lengths, help="tokens")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
@@ -206,15 +204,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-total-tokens", type=int, help="pool; what fits by default")
     parser.add_argument("--interval", type=int, default=64, help="tokens in one message")
     parser.add_argument("--log-steps", type=int, default=20, help="decode steps to a log line")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
-    parser.add_argument("--server-flags", default="", help="further flags of every arm, one text")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
-    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args()
+    return parse(parser, QUICK)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,19 @@ import json
 import math
 import random
 import shlex
-import signal
 import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import requests
 
 from arms import Arm, started
 from catalogue import Entry, make_catalogue
+from command_line import begin_run, bench_parser, parse, say
 from local_server import REASONER, STRICT
 from raas_sglang.cpu import has_driver
 from rows import RowFile
@@ -101,10 +100,8 @@ class Dealer:
 
 def main() -> int:
     args = parse_args()
-    # Ended from outside, it still stops its server.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    latest = time.monotonic() + args.seconds - SPARE_S
-    rows = RowFile(args.out, args.seed, args.commit)
+    deadline, rows = begin_run(args)
+    latest = deadline - SPARE_S
     catalogue = make_catalogue(args.lines, args.budgets, args.seed)
     arm = Arm("raas", REASONER, min(args.budgets), server_flags(args))
     arm.server.environment |= {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": EXPECTED_TOKENS}
@@ -273,29 +270,15 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of the crowd")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="ends the run after so long")
     parser.add_argument("--clients", type=int, default=64, help="requests at the same time")
     parser.add_argument("--lines", type=int, nargs="+", default=[12, 36], help="of the programs")
     parser.add_argument(
         "--budgets", type=int, nargs="+", default=[64, 128, 1024], help="of raas, in tokens"
     )
     parser.add_argument("--pool", type=int, default=8000, help="tokens of the KV cache")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--server-flags", default="", help="further flags, one text")
-    parser.add_argument("--commit", help="commit that is tested, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
-    parser.add_argument("--quick", action="store_true", help="a minute that suits a CPU")
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**QUICK)
-    return parser.parse_args()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return parse(parser, QUICK)
 
 
 if __name__ == "__main__":

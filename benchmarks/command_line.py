@@ -1,0 +1,73 @@
+"""What the command lines of the benchmarks have in common, down to the flags of their servers."""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from local_server import REASONER
+from rows import RowFile
+
+SHAPES = Path(__file__).parent / "shapes"
+
+
+def bench_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the flags that every benchmark has; `parse` reads them.
+
+    Args:
+        description: Shown as it stands: the docstring of the script.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stops after so long")
+    parser.add_argument("--server-flags", default="", help="further flags of all servers, one text")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    parser.add_argument("--quick", action="store_true", help="the bundled reasoner, a small run")
+    return parser
+
+
+def add_arms(
+    parser: argparse.ArgumentParser, choices: Iterable[str], default: Iterable[str]
+) -> None:
+    """Adds the model's shape, and the arms to compare."""
+    shapes = ["reasoner", *sorted(path.name for path in SHAPES.iterdir())]
+    parser.add_argument("--shape", choices=shapes, default="qwen2.5-7b")
+    parser.add_argument("--arms", nargs="+", choices=tuple(choices), default=list(default))
+
+
+def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
+    """Reads the command line; with --quick other values are the defaults."""
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args()
+
+
+def begin_run(args: argparse.Namespace) -> tuple[float, RowFile]:
+    """Begins a run; one that is ended from outside still stops its servers.
+
+    Returns:
+        The `time.monotonic` at which --seconds are used up, and where results go.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    return time.monotonic() + args.seconds, RowFile(args.out, args.seed, args.commit)
+
+
+def model_path_of(shape: str) -> Path:
+    """Folder with the `config.json` of a shape."""
+    return REASONER if shape == "reasoner" else SHAPES / shape
+
+
+def weight_flags(shape: str) -> tuple[str, ...]:
+    """Server flags: the reasoner has weights, any other shape is filled with dummy ones."""
+    return () if shape == "reasoner" else ("--load-format", "dummy")
+
+
+def say(text: str) -> None:
+    """Reports progress."""
+    print(text, file=sys.stderr, flush=True)
