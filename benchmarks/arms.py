@@ -2,17 +2,17 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import requests
 
+from decode_log import DecodeBatch, decode_batches
 from local_server import CPU_FLAGS, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
 
@@ -24,19 +24,6 @@ POLICIES: dict[str, tuple[str, ...]] = {
 }
 # The bundled reasoner's head size is known to SGLang's Qwen2 through a plugin of its own.
 HEAD_DIM_PLUGIN = "qwen2_head_dim"
-_DECODE_LINE = re.compile(
-    r"Decode batch.*?#running-req: (\d+),.*?#token: (\d+),.*?"
-    r"\w+ graph: (True|False),.*?#queue-req: (\d+)"
-)
-
-
-class DecodeLine(NamedTuple):
-    """What SGLang logs about a decode batch now and then."""
-
-    running: int
-    pool_tokens: int
-    is_graph: bool
-    queued: int
 
 
 class Arm:
@@ -107,15 +94,12 @@ class Arm:
         return dict(answer.json())
 
     def log_size(self) -> int:
-        """Characters logged so far, a mark for `decode_lines`."""
+        """Characters logged so far, a mark for `decode_batches`."""
         return len(self.server.log())
 
-    def decode_lines(self, mark: int) -> list[DecodeLine]:
+    def decode_batches(self, mark: int) -> list[DecodeBatch]:
         """What was logged about decode batches since a mark."""
-        return [
-            DecodeLine(int(running), int(tokens), graph == "True", int(queued))
-            for running, tokens, graph, queued in _DECODE_LINE.findall(self.server.log()[mark:])
-        ]
+        return decode_batches(self.server.log()[mark:])
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Round:
             raise RuntimeError(
                 f"all requests of arm {name} must find the prefix, got {self.cached}"
             )
-        lines = [line for line in self._arm.decode_lines(mark) if line.running == args.requests]
+        lines = [line for line in self._arm.decode_batches(mark) if line.running == args.requests]
         if not lines:
             raise RuntimeError(f"arm {name} must log a step of all requests; raise --output")
         self.pool_tokens = lines[-1].pool_tokens

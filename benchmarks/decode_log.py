@@ -3,7 +3,8 @@
 import re
 from typing import NamedTuple
 
-_LINE = re.compile(r"Decode batch, (.*)")
+# A line that is still being written lacks its last field.
+_LINE = re.compile(r"Decode batch, (.*#queue-req: \d+.*)")
 _RETRACTED = re.compile(r"Retract requests\. #retracted_reqs: (\d+)")
 
 
@@ -16,6 +17,7 @@ class DecodeBatch(NamedTuple):
         pool_tokens: Tokens of the pool that requests hold, as SGLang counts them.
         logical_tokens: Tokens of their texts; None where the plugin is off.
         tokens_per_s: Tokens generated since the line before, by the time since then.
+        is_graph: Whether the batch ran as a CUDA graph.
     """
 
     running: int
@@ -23,6 +25,7 @@ class DecodeBatch(NamedTuple):
     pool_tokens: int
     logical_tokens: int | None
     tokens_per_s: float
+    is_graph: bool
 
     @property
     def step_ms(self) -> float:
@@ -47,10 +50,12 @@ def retractions(log: str) -> int:
 def _decode_batch(line: str) -> DecodeBatch:
     fields = dict(part.split(": ", 1) for part in line.split(", "))
     logical = fields.get("#logical token")
+    (graph,) = (value for name, value in fields.items() if name.endswith(" graph"))
     return DecodeBatch(
         running=int(fields["#running-req"]),
         queued=int(fields["#queue-req"]),
         pool_tokens=int(fields["#token"]),
         logical_tokens=None if logical is None else int(logical),
         tokens_per_s=float(fields["gen throughput (token/s)"]),
+        is_graph=graph == "True",
     )

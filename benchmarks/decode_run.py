@@ -177,7 +177,7 @@ class DecodeRun:
         Raises:
             RuntimeError: it did not.
         """
-        lines = self.arm.decode_lines(self._mark)
+        lines = self.arm.decode_batches(self._mark)
         for line in lines:
             if line.running != self.batch or line.queued or line.is_graph is not has_driver():
                 raise RuntimeError(

@@ -5,7 +5,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from arms import Arm, DecodeLine
+from arms import Arm
+from decode_log import DecodeBatch
 from raas_sglang.cpu import has_driver
 from request_queue import RequestQueue, Served
 from steady_state import Work
@@ -100,7 +101,7 @@ class QueueRun:
         except OutOfTimeError:
             if self._steps(mark) < LEAST_LINES * self._log_steps:
                 raise
-        ended, lines = time.monotonic(), self.arm.decode_lines(mark)
+        ended, lines = time.monotonic(), self.arm.decode_batches(mark)
         retractions = _RETRACTED.findall(self.arm.server.log()[mark:])
         finished = self._ended() - before
         self._wait_for_messages()
@@ -134,7 +135,7 @@ class QueueRun:
         self.queue.stop()
 
     def _steps(self, mark: int) -> int:
-        return len(self.arm.decode_lines(mark)) * self._log_steps
+        return len(self.arm.decode_batches(mark)) * self._log_steps
 
     def _ended(self) -> int:
         return sum(served.has_ended for served in list(self.queue.served))
@@ -158,7 +159,7 @@ class QueueRun:
             raise OutOfTimeError
         time.sleep(POLL_S)
 
-    def _check(self, lines: list[DecodeLine], is_full: bool) -> None:
+    def _check(self, lines: list[DecodeBatch], is_full: bool) -> None:
         """Makes sure that the window timed what it is said to have timed.
 
         Raises:

@@ -18,9 +18,13 @@ FULL = "KV cache pool is full. Retract requests. #retracted_reqs: {}, #new_token
 
 def test_lines_with_and_without_the_plugin():
     ours, plain = decode_batches("Prefill batch, #new-seq: 1\n" + LINE + PLAIN)
-    assert ours == (4, 3, 474, 1123, 200.0)
+    assert ours == (4, 3, 474, 1123, 200.0, True)
     assert ours.step_ms == pytest.approx(20.0)
-    assert plain == (2, 0, 90, None, 50.0)
+    assert plain == (2, 0, 90, None, 50.0, False)
+
+
+def test_a_line_that_is_still_being_written_is_left_for_later():
+    assert decode_batches(LINE + PLAIN[: PLAIN.index("#queue-req")]) == decode_batches(LINE)
 
 
 def test_only_a_full_pool_counts_as_a_retraction():
