@@ -11,7 +11,6 @@ being its prompt; SGLang runs as many of them as it finds room for. It is ended 
 """
 
 import argparse
-import json
 import random
 import shlex
 import statistics
@@ -25,6 +24,7 @@ import requests
 from arms import Arm, started
 from command_line import add_arms, begin_run, bench_parser, model_path_of, parse, say, weight_flags
 from decode_log import DecodeBatch, decode_batches, retractions
+from decode_run import random_prompts
 from raas_sglang.cpu import has_driver
 from rows import RowFile
 
@@ -205,12 +205,8 @@ class Batch:
 
 
 def prompts(args: argparse.Namespace, lengths: list[int]) -> list[list[int]]:
-    """Token ids; no two prompts share a prefix worth speaking of."""
-    size = json.loads((model_path_of(args.shape) / "config.json").read_text())["vocab_size"]
-    draws = [random.Random(f"{args.seed} {row}") for row in range(len(lengths))]
-    return [
-        draw.choices(range(16, size), k=length) for draw, length in zip(draws, lengths, strict=True)
-    ]
+    """Prompts of the run's model and seed."""
+    return random_prompts(model_path_of(args.shape), args.seed, lengths)
 
 
 def check_pool(arm: Arm, asked: int) -> None:

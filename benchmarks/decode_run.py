@@ -48,9 +48,7 @@ class Workload:
 
     def prompts(self, batch: int) -> list[list[int]]:
         """Token ids; no two prompts share a prefix worth speaking of."""
-        size = json.loads((self.model_path / "config.json").read_text())["vocab_size"]
-        draws = [random.Random(f"{self.seed} {row}") for row in range(batch)]
-        return [draw.choices(range(16, size), k=self.prompt) for draw in draws]
+        return random_prompts(self.model_path, self.seed, [self.prompt] * batch)
 
     def span(self, is_evicting: bool, rounds: int) -> tuple[int, int]:
         """Generated tokens before the first round, and those expected after the last.
@@ -69,6 +67,21 @@ class Workload:
                 "use fewer rounds or a smaller --window"
             )
         return first, first + rounds * stride + 2 * self.interval
+
+
+def random_prompts(model_path: Path, seed: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Token ids of so many tokens each; no two prompts share a prefix worth speaking of.
+
+    Args:
+        model_path: Folder with the model's `config.json`.
+        seed: The same gives the same prompts.
+        lengths: Tokens of each prompt.
+    """
+    size = json.loads((model_path / "config.json").read_text())["vocab_size"]
+    draws = [random.Random(f"{seed} {row}") for row in range(len(lengths))]
+    return [
+        draw.choices(range(16, size), k=length) for draw, length in zip(draws, lengths, strict=True)
+    ]
 
 
 class DecodeRun:
