@@ -98,6 +98,12 @@ class LocalServer:
         """Whether the server's main process runs."""
         return self.process is not None and self.process.poll() is None
 
+    def used_tokens(self) -> int:
+        """Tokens of the pool that requests hold, and of the radix tree what they need."""
+        answer = requests.get(self.url + "/v1/loads?include=all", timeout=600)
+        answer.raise_for_status()
+        return sum(rank["num_used_tokens"] for rank in answer.json()["loads"])
+
     def log(self) -> str:
         """The server's output so far."""
         return self.log_path.read_text(errors="replace")

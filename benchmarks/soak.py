@@ -115,7 +115,7 @@ def main() -> int:
             say(arm.server.log_end(60))
             raise
         arm.clear()
-        held = used_tokens(arm)
+        held = arm.server.used_tokens()
         has_tree = not arm.information()["disable_radix_cache"]
         is_alive = arm.server.is_alive()
     config = {name: getattr(args, name) for name in ("clients", "lines", "budgets", "pool")}
@@ -246,13 +246,6 @@ def throughput(outcomes: list[Outcome], begin: float, end: float) -> list[float]
         / length
         for i in range(TENTHS)
     ]
-
-
-def used_tokens(arm: Arm) -> int:
-    """Tokens of the pool that requests hold, and of the radix tree what they need."""
-    answer = requests.get(arm.server.url + "/v1/loads?include=all", timeout=TIMEOUT_S)
-    answer.raise_for_status()
-    return sum(rank["num_used_tokens"] for rank in answer.json()["loads"])
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:

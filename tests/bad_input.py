@@ -19,7 +19,6 @@ from client import (
     problem,
     request,
     together,
-    used_tokens,
 )
 
 FOREVER = {"sampling_params": {"ignore_eos": True}}
@@ -127,7 +126,7 @@ def assert_nobody_is_disturbed(server, lines: int, disconnects: int) -> None:
     for index, answer in enumerate(loud):
         assert answer == quiet[index % len(choices)], choices[index % len(choices)]
     flush_cache(server)
-    assert used_tokens(server) == 0
+    assert server.used_tokens() == 0
 
 
 def send(server, bad: Bad) -> int:

@@ -58,12 +58,6 @@ def flush_cache(server) -> None:
     raise AssertionError("the server did not become idle")
 
 
-def used_tokens(server) -> int:
-    """Tokens of the pool that requests or the radix tree hold."""
-    load = requests.get(server.url + "/v1/loads?include=all", timeout=TIMEOUT_S).json()
-    return sum(rank["num_used_tokens"] for rank in load["loads"])
-
-
 def assert_chain_right(asked: Problem, answer: dict) -> None:
     verdict = grade(asked, answer["text"])
     assert verdict.chain_right, (verdict, answer["meta_info"])

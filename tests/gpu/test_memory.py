@@ -11,7 +11,6 @@ from client import (
     problem,
     together,
     token_ids,
-    used_tokens,
 )
 
 pytestmark = pytest.mark.gpu
@@ -153,4 +152,4 @@ def test_conservation(evicting_server):
 
     together([*calls, leave, leave])
     flush_cache(evicting_server)
-    assert used_tokens(evicting_server) == 0
+    assert evicting_server.used_tokens() == 0

@@ -15,7 +15,6 @@ from client import (
     generate,
     problem,
     together,
-    used_tokens,
 )
 from cpu_run import TIE, departures, load_runs
 from raas_sglang.trace import Received, listen, page_table
@@ -107,7 +106,7 @@ def test_the_pools_are_whole(parallel_server):
 
     together([leave] * 8)
     flush_cache(parallel_server)
-    assert used_tokens(parallel_server) == 0
+    assert parallel_server.used_tokens() == 0
 
 
 def test_both_replicas_answer(dp_server):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from client import assert_report, flush_cache, generate, problem, used_tokens
+from client import assert_report, flush_cache, generate, problem
 from conftest import start_server
 from local_server import LocalServer
 
@@ -56,7 +56,7 @@ def test_an_urgent_request_interrupts_a_saturated_one(priority_server):
     running = [int(count) for count in re.findall(r"#running-req: (\d+)", priority_server.log())]
     assert max(running) == 2
     flush_cache(priority_server)
-    assert used_tokens(priority_server) == 0
+    assert priority_server.used_tokens() == 0
 
 
 def saturated(server) -> int:

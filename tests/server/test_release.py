@@ -14,7 +14,6 @@ from client import (
     problem,
     request,
     together,
-    used_tokens,
 )
 
 LONG = {"sampling_params": {"ignore_eos": True}}
@@ -23,7 +22,7 @@ LONG = {"sampling_params": {"ignore_eos": True}}
 def used_after(server, action) -> int:
     action()
     flush_cache(server)
-    return used_tokens(server)
+    return server.used_tokens()
 
 
 @pytest.mark.parametrize("budget", [16, 64])
