@@ -3,7 +3,8 @@
 Stages lengthen the problems; a stage ends when the model solves it or at its share of the
 training, and the last stage takes the rest while the learning rate falls to zero. The training
 ends after ``--seconds`` or ``--tokens``, whichever comes first. The forward pass runs in bfloat16
-as the served model does, over float32 master weights.
+as the served model does, over float32 master weights. With ``--weights`` it begins with those of a
+trained model and in the last stage, whose problems ``--lines`` makes longer.
 """
 
 import argparse
@@ -87,6 +88,13 @@ def make_config(args: argparse.Namespace) -> Qwen2Config:
     )
 
 
+def make_model(args: argparse.Namespace) -> Qwen2ForCausalLM:
+    """Returns new weights, or those of ``--weights``, in float32."""
+    if args.weights:
+        return Qwen2ForCausalLM.from_pretrained(args.weights, dtype=torch.float32)
+    return Qwen2ForCausalLM(make_config(args))
+
+
 def save_model(model: Qwen2ForCausalLM, folder: Path) -> None:
     """Saves weights in bfloat16 with everything a server needs beside them."""
     served = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
@@ -136,7 +144,7 @@ class Trainer:
         self.args = args
         self.device = torch.device(args.device)
         torch.manual_seed(args.seed)
-        self.model = Qwen2ForCausalLM(make_config(args)).to(self.device)
+        self.model = make_model(args).to(self.device)
         fused = self.device.type == "cuda"
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.model, args.weight_decay),
@@ -144,7 +152,8 @@ class Trainer:
             betas=(0.9, 0.98),
             fused=fused,
         )
-        self.place = {"stage": 0, "step": 0, "began": 0.0, "tokens": 0, "updates": 0}
+        first = len(STAGES) - 1 if args.weights else 0
+        self.place = {"stage": first, "step": 0, "began": 0.0, "tokens": 0, "updates": 0}
         self.seconds = 0.0
         if args.resume:
             self.load(args.resume)
@@ -225,6 +234,8 @@ class Trainer:
         args, place = self.args, self.place
         stage = STAGES[min(place["stage"], len(STAGES) - 1)]
         mix = replace(stage.mix, tokens=max(1, int(stage.mix.tokens * args.batch_scale)))
+        if stage is STAGES[-1] and args.lines:
+            mix = replace(mix, lines=(mix.lines[0], args.lines))
         batches = Batches(args.seed, place["stage"], mix, place["step"])
         loader = DataLoader(
             batches,
@@ -276,6 +287,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and model")
     parser.add_argument("--resume", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--weights", type=Path, help="folder of a trained model to begin with")
+    parser.add_argument("--lines", type=int, help="most lines of a problem in the last stage")
     parser.add_argument("--seconds", type=float, default=1e9, help="training time in all runs")
     parser.add_argument("--tokens", type=float, default=1e12, help="training tokens in all runs")
     parser.add_argument("--max-seconds", type=float, default=1e9, help="stop this run after")
