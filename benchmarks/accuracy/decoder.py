@@ -109,8 +109,8 @@ class Decoder:
         keys, values = (x[layer][:, :, : self.reach] for x in (self.keys, self.values))
         logits = (q @ keys.transpose(2, 3)).float() / math.sqrt(self.size)
         logits.masked_fill_(self.places[: self.reach] > prompt + self.step, -math.inf)
-        pages = retention.visible(layer, q, logits, self.step)
-        unseen = ~pages.repeat_interleave(retention.rule.page, dim=2)[:, :, : self.reach - prompt]
+        seen = retention.visible(layer, q, logits, self.step)
+        unseen = ~seen[:, :, : self.reach - prompt]
         logits[..., prompt:].masked_fill_(unseen[:, :, None], -math.inf)
         shares = logits.softmax(-1)
         retention.observe(layer, q, shares, self.step)

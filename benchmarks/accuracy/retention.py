@@ -1,9 +1,10 @@
-"""Which pages of the generated tokens a step may attend, when nothing is ever overwritten.
+"""Which generated tokens a step may attend, when nothing is ever overwritten.
 
 ``select`` chooses pages anew at each step and gives none up: with bounds it is Quest, with exact
-scores it knows the attention that it is about to spare. The other rules give pages up as the engine
-does, and some in ways that it does not: they are candidates for it. A page that is given up is gone
-at once, where the engine overwrites its tokens one by one.
+scores it knows the attention that it is about to spare. ``window``, ``random``, ``h2o``, ``top-r``,
+``alpha`` and ``decay`` do what the engine does under the same names; ``random`` draws other
+numbers. What is left are candidates for it. As in the engine, each token of a new page takes the
+place of one token of a page that is given up, which is attended until then.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch.nn.functional import pad
 
 from accuracy.grid import Method
 
-RULES = ("select", "window", "top-r", "alpha", "decay", "lrfu", "recurrence")
+RULES = ("select", "window", "random", "h2o", "top-r", "alpha", "decay", "lrfu", "recurrence")
 SCORES = ("bound", "exact")
 POOLS = ("head", "layer", "request")
 
@@ -34,7 +35,7 @@ class Rule:
         decay: Steps in which importance falls by a factor of e.
         floor: Newest tokens that are never given up.
         lag: Newest tokens that are never given up and whose use does not count.
-        birth: Steps that a page is dated back when it is born.
+        birth: Steps that a page is dated back while it is filled.
         pool: Who shares a budget: each ``head`` has its own, or those of a ``layer`` or of all
             layers of a ``request`` give up their least important page together.
         layers: Weights of the layers' budgets, such as ``1-1-16-1-1``; equal if empty.
@@ -68,7 +69,7 @@ class Rule:
     @property
     def has_bounds(self) -> bool:
         """Whether minimum and maximum of each page's keys are needed."""
-        return self.score == "bound" and self.rule != "window"
+        return self.score == "bound" and self.rule not in ("window", "random", "h2o")
 
 
 class Retention:
@@ -100,6 +101,7 @@ class Retention:
         self.limits = limits.round().clamp(min=1)[:, :, None].expand(full[:3])
         self.numbers = torch.arange(count, device=self.device)
         self.resident = torch.zeros(full, dtype=torch.bool, device=self.device)
+        self.leaving = torch.zeros_like(self.resident)  # its tokens make room one by one
         self.stamps = torch.zeros(full, device=self.device)
         self.gaps = torch.zeros(full if rule.rule == "recurrence" else (0,), device=self.device)
         bounds = (*full, size) if rule.has_bounds else (layers, 0)
@@ -109,10 +111,7 @@ class Retention:
     def begin_page(self, step: Tensor) -> None:
         """At the first token of a page: the page is born, others are given up for it."""
         current = step // self.rule.page
-        born = self.numbers == current
-        self.resident |= born
-        stamp = 0.0 if self.rule.rule == "lrfu" else step.float() - self.rule.birth
-        self.stamps.copy_(torch.where(born, stamp, self.stamps))
+        self.resident |= self.numbers == current
         if self.rule.rule == "select":
             return
         recent = self.numbers >= current - max(self.rule.floor, self.rule.lag) // self.rule.page
@@ -133,10 +132,11 @@ class Retention:
         gone.scatter_(-1, order, places < excess[..., None])
         gone = gone.view(rows, pooled[0], pooled[1], layers // pooled[0], heads // pooled[1], count)
         gone = gone.permute(1, 3, 0, 2, 4, 5).reshape(self.resident.shape)
+        self.leaving.copy_(gone)
         self.resident &= ~gone
 
     def visible(self, layer: int, q: Tensor, logits: Tensor, step: Tensor) -> Tensor:
-        """Returns what a layer may attend: bool [rows, KV heads, pages].
+        """Returns what a layer may attend: bool [rows, KV heads, generated tokens].
 
         Args:
             layer: Index of the layer.
@@ -144,12 +144,13 @@ class Retention:
             logits: [rows, KV heads, queries of each, keys], of all keys so far.
             step: Index of the generated token.
         """
-        resident = self.resident[layer]
+        resident, page = self.resident[layer], self.rule.page
         if self.rule.rule != "select":
-            return resident
-        current = self.numbers == step // self.rule.page
+            staying = torch.arange(page, device=self.device) > step % page
+            return (resident[..., None] | self.leaving[layer][..., None] & staying).flatten(-2)
         scores = self._scores(layer, q, logits.softmax(-1)).masked_fill(~resident, -math.inf)
-        return _best(scores.masked_fill(current, math.inf), self.limits[layer]) & resident
+        scores = scores.masked_fill(self.numbers == step // page, math.inf)
+        return (_best(scores, self.limits[layer]) & resident).repeat_interleave(page, dim=-1)
 
     def add_key(self, layer: int, k: Tensor, step: Tensor) -> None:
         """Widens the bounds of the page being filled; ``k`` is [rows, KV heads, head size]."""
@@ -171,10 +172,16 @@ class Retention:
             step: Index of the generated token.
         """
         rule, now = self.rule, step.float()
-        if rule.rule in ("select", "window"):
+        if rule.rule in ("select", "window", "random"):
             return
         stamps, resident = self.stamps[layer], self.resident[layer]
-        others = resident & (self.numbers != step // rule.page)
+        current = self.numbers == step // rule.page
+        if rule.rule == "h2o":
+            stamps.add_(self._by_page(probabilities.mean(2)).sum(-1))
+            return
+        if rule.rule != "lrfu":
+            stamps.copy_(torch.where(current, now - rule.birth, stamps))
+        others = resident & ~current
         others &= (self.numbers + 1) * rule.page <= step + 1 - rule.lag
         scores = self._scores(layer, q, probabilities)
         if rule.rule == "top-r":
@@ -196,6 +203,12 @@ class Retention:
     def _importance(self, step: Tensor) -> Tensor:
         if self.rule.rule == "window":
             return self.numbers.float().expand(self.stamps.shape)
+        if self.rule.rule == "random":
+            return self._drawn(step)
+        if self.rule.rule == "h2o":
+            half = self.limits[..., None] * self.rule.page // 2
+            recent = self.numbers * self.rule.page > step - half
+            return torch.where(recent, math.inf, self.stamps)
         if self.rule.rule == "recurrence":
             return (self.stamps - step) / (self.gaps + self.rule.decay)
         return self.stamps
@@ -206,9 +219,22 @@ class Retention:
             q = q.float()
             high = q.clamp(min=0) @ self.high[layer].transpose(2, 3)
             return (high + q.clamp(max=0) @ self.low[layer].transpose(2, 3)).amax(2)
-        generated = probabilities[..., self.prompt_len :].amax(2)
+        return self._by_page(probabilities.amax(2)).amax(-1)
+
+    def _by_page(self, of_keys: Tensor) -> Tensor:
+        """Sorts values [rows, KV heads, keys] by page: [rows, KV heads, pages, page]."""
+        generated = of_keys[..., self.prompt_len :]
         missing = len(self.numbers) * self.rule.page - generated.shape[-1]
-        return pad(generated, (0, missing)).unflatten(-1, (-1, self.rule.page)).amax(-1)
+        return pad(generated, (0, missing)).unflatten(-1, (-1, self.rule.page))
+
+    def _drawn(self, step: Tensor) -> Tensor:
+        """A number for each layer, KV head and page at a step, the same for all rows."""
+        layers, _, heads, pages = self.stamps.shape
+        index = torch.arange(layers * heads * pages, device=self.device)
+        x = index.view(layers, 1, heads, pages) * 0x85EBCA77 + step * 0x9E3779B1 & 0xFFFFFFFF
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+        return (x ^ x >> 16).float().expand(self.stamps.shape)
 
 
 def _best(scores: Tensor, count: Tensor) -> Tensor:

@@ -80,6 +80,32 @@ def test_a_window_keeps_the_newest_pages():
     assert retention.resident.nonzero()[:, 3].tolist() == [12, 13, 14, 15] * 4
 
 
+def test_a_window_slides_token_by_token():
+    retention = state(rule="window")
+    fill(retention, always([0, 0], [0, 0]), steps=62)
+    seen = retention.visible(0, torch.empty(0), torch.empty(0), torch.tensor(61))
+    written = seen[0, :, :62].nonzero()[:, 1].view(2, -1)
+    assert written.tolist() == [list(range(46, 62))] * 2
+
+
+def test_h2o_keeps_the_heaviest_beside_the_newest_half():
+    retention = state(rule="h2o")
+    fill(retention, always([0, 5], [9, 13]))
+    kept = retention.resident.nonzero()[:, 3].view(4, 4).tolist()
+    # Where a head's token does not exist yet, the page being filled gets the attention.
+    assert kept == [[0, 13, 14, 15], [0, 1, 14, 15], [1, 2, 14, 15], [2, 3, 14, 15]]
+
+
+def test_random_draws_anew_for_each_head_and_eviction():
+    retention = state(rule="random", steps=400, budget=32)
+    fill(retention, always([0, 0], [0, 0]), steps=400)
+    kept = [set(row.nonzero()[:, 0].tolist()) for row in retention.resident.flatten(0, 2)]
+    assert all(len(pages) == 8 and 99 in pages for pages in kept)
+    assert len({frozenset(pages) for pages in kept}) == 4
+    # Of pages that must face a draw of 1 in 8 at each eviction, old ones are rare.
+    assert 40 < sum(sum(pages) / 8 for pages in kept) / 4 < 99
+
+
 @pytest.mark.parametrize(("pool", "kept"), [("layer", [8, 8]), ("request", [16])])
 def test_a_pool_is_shared_and_never_exceeded(pool, kept):
     retention = state(rule="alpha", pool=pool)
@@ -114,8 +140,8 @@ def test_a_bound_is_never_below_a_score():
     exact = (q @ keys.transpose(2, 3)).amax(2).unflatten(-1, (3, 4)).amax(-1)
     assert (bounds >= exact - 1e-5).all()
     seen = retention.visible(0, q, torch.zeros(1, 2, 3, 15), torch.tensor(11))
-    assert seen.sum(-1).tolist() == [[2, 2]]
-    assert seen[..., 2].all(), "the page being filled is always seen"
+    assert seen.sum(-1).tolist() == [[8, 8]]
+    assert seen[..., 8:12].all(), "the page being filled is always seen"
 
 
 def test_an_unknown_rule_is_refused():
