@@ -126,7 +126,7 @@ class Retention:
 
         resident = gather(self.resident)
         excess = resident.sum(-1) - gather(self.limits).sum(-1)
-        order = torch.where(resident, gather(importance), math.inf).argsort(dim=-1)
+        order = torch.where(resident, gather(importance), math.inf).argsort(dim=-1, stable=True)
         gone = torch.zeros_like(resident)
         places = torch.arange(resident.shape[-1], device=self.device)
         gone.scatter_(-1, order, places < excess[..., None])
