@@ -6,12 +6,20 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import stored
+from accuracy import lost_tables
 from accuracy.significance import mcnemar
 from accuracy.summary import Row, problems, read_rows
 
 # The question of what a budget costs; what else was tried is a table of its own.
 DEFAULTS = ("dense", "raas", "raas:score=exact,stamp-rule=decay")
 CONTROLS = ("window", "random", "h2o:score=exact")
+OFFLINE = (
+    "offline:rule=top-r,score=bound",
+    "offline:rule=top-r",
+    "offline:rule=decay",
+    "offline:page=4,rule=decay",
+)
+OFFLINE_CONTROLS = ("offline:rule=window", "offline:rule=random", "offline:rule=h2o")
 SIGNIFICANT = 0.05
 NOTHING = "Not measured yet."
 Group = dict[tuple[str, int | None], Row]  # method and budget
@@ -30,13 +38,55 @@ def over_budget(rows: Sequence[Row]) -> str:
     return _per_task(rows, "solved, %, budget", _share)
 
 
+def by_regime(rows: Sequence[Row]) -> str:
+    """For each length and share of it that is kept: what is solved offline in each regime.
+
+    An arrow marks what is better or worse than the best control on the same problems, by the exact
+    McNemar test.
+    """
+    chosen = [row for row in rows if row["method"] in (*OFFLINE, *OFFLINE_CONTROLS)]
+    lengths: dict[str, dict[str, Group]] = {}
+    for task, group in _tasks(chosen).items():
+        regime, _, length = task.partition(":")
+        lengths.setdefault(length, {})[regime] = group
+    parts = []
+    for length, regimes in lengths.items():
+        for budget in sorted({budget for group in regimes.values() for _, budget in group}):
+            lines = [
+                [f"{length} tokens, L = {budget:,}", *regimes],
+                ["---", *("---:" for _ in regimes)],
+            ]
+            for method in (*OFFLINE, *OFFLINE_CONTROLS):
+                cells = [_against_best(group, method, budget) for group in regimes.values()]
+                if any(cells):
+                    lines.append([f"`{method}`", *cells])
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    counts = sorted({row["n"] for row in chosen})
+    note = f"n = {' to '.join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))}."
+    return "\n\n".join([*parts, note]) if parts else NOTHING
+
+
+def _against_best(group: Group, method: str, budget: int | None) -> str:
+    row = group.get((method, budget))
+    if row is None:
+        return ""
+    controls = [group[name, budget] for name in OFFLINE_CONTROLS if (name, budget) in group]
+    mark = ""
+    if controls and method in OFFLINE:
+        better, worse, p = compare(row, max(controls, key=share))
+        mark = "" if p >= SIGNIFICANT else "↑" if better > worse else "↓"
+    low, high = (100 * x for x in row["wilson95"])
+    return f"{share(row):.0f}{mark} ({low:.0f} to {high:.0f})"
+
+
 def endings(rows: Sequence[Row]) -> str:
     """For each task: mean tokens of an output, and the share that has no answer in the end."""
 
     def cell(row: Row, group: Group) -> str:
         return f"{row['tokens_mean']:,.0f} ({100 * row['unanswered'] / row['n']:.0f})"
 
-    return _per_task(rows, "tokens (without answer, %), budget", cell)
+    chosen = [row for row in rows if row["method"] in (*DEFAULTS, *CONTROLS)]
+    return _per_task(chosen, "tokens (without answer, %), budget", cell)
 
 
 def against_controls(rows: Sequence[Row]) -> str:
@@ -72,19 +122,21 @@ def _of_all(rows: Sequence[Row]) -> str:
 
 
 def _of_others(rows: Sequence[Row]) -> str:
-    tried = [row for row in rows if row["method"] not in (*CONTROLS, "dense")]
+    tried = [row for row in rows if row["method"] not in (*CONTROLS, *OFFLINE_CONTROLS, "dense")]
     several = {row["task"] for row in tried if row["method"] not in DEFAULTS}
     return over_budget([row for row in tried if row["task"] in several])
 
 
 _MAKERS = {
     "accuracy": _of_all,
+    "accuracy-regimes": by_regime,
     "accuracy-rules": _of_others,
     "accuracy-controls": against_controls,
     "accuracy-endings": endings,
 }
 TABLES: dict[str, Callable[[], str]] = {
-    name: lambda make=make: make(stored_rows()) for name, make in _MAKERS.items()
+    **{name: lambda make=make: make(stored_rows()) for name, make in _MAKERS.items()},
+    lost_tables.NAME: lambda: lost_tables.over_budget() or NOTHING,
 }
 
 
@@ -97,9 +149,13 @@ def _share(row: Row, group: Group) -> str:
 
 def _per_task(rows: Sequence[Row], corner: str, cell: Callable[[Row, Group], str]) -> str:
     parts = []
+    alone: Group = {}  # what dense alone has run, by task
     for task, group in _tasks(rows).items():
         budgets = sorted({budget for _, budget in group if budget is not None})
-        columns = [f"{budget:,}" for budget in budgets] or ["any"]
+        if not budgets:
+            alone[task, None] = group["dense", None]
+            continue
+        columns = [f"{budget:,}" for budget in budgets]
         lines = [[f"{task}: {corner}", *columns], ["---", *("---:" for _ in columns)]]
         for method in dict.fromkeys(method for method, _ in group):
             found = {b: row for (name, b), row in group.items() if name == method}
@@ -113,6 +169,9 @@ def _per_task(rows: Sequence[Row], corner: str, cell: Callable[[Row, Group], str
         counts = sorted({row["n"] for row in group.values()})
         note = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}.")
+    if alone:
+        cells = (f"`{task}` {cell(row, {})}, n = {row['n']}" for (task, _), row in alone.items())
+        parts.append(f"Of `dense` alone, {corner.rpartition(',')[0]}: {'; '.join(cells)}.")
     return "\n\n".join(parts) or NOTHING
 
 

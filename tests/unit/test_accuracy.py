@@ -220,6 +220,23 @@ def test_tables_mark_what_differs_from_dense(rows):
     assert "147 (0)" in tables.endings(rows)
 
 
+def test_regimes_are_compared_with_the_best_control():
+    def row(regime, method, right):
+        found = {index: sample(index, index < right) for index in range(40)}
+        return cell_row((f"{regime}:150", f"offline:rule={method}", 64), found)
+
+    text = tables.by_regime(
+        [
+            *(row("milestone", "decay", 30), row("uniform", "decay", 2)),
+            *(row("milestone", "window", 20), row("uniform", "window", 1)),
+            *(row("milestone", "random", 1), row("uniform", "random", 12)),
+        ]
+    )
+    assert "| 150 tokens, L = 64 | milestone | uniform |" in text
+    assert "| `offline:rule=decay` | 75↑ (60 to 86) | 5↓ (1 to 16) |" in text
+    assert "| `offline:rule=random` | 2 (0 to 13) | 30 (18 to 45) |" in text
+
+
 def test_without_rows_a_table_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
     assert {make() for make in tables.TABLES.values()} == {tables.NOTHING}

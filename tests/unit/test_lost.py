@@ -4,11 +4,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import stored
+from accuracy import lost_tables
 from accuracy.grid import make_cells
-from accuracy.lost import Books, attention_lost
+from accuracy.lost import Books, attention_lost, write
 from accuracy.retention import Retention, Rule
+from plots import data_of
 from reasoner.tokenizer import MODEL_DIR
+from rows import RowFile
 
+PLOTS = MODEL_DIR.parents[2] / "docs" / "plots"
 PROMPT = 3
 
 
@@ -69,3 +74,22 @@ def test_a_budget_above_the_chain_loses_nothing_and_one_below_does():
         kept = book.retention.resident.sum(-1) * 16
         assert (book.mass > 0).any() == (cell.budget == 48)
         assert bool((kept <= cell.budget).all())
+
+
+def test_the_table_has_means_over_heads_and_the_look_up_head(tmp_path, monkeypatch):
+    (cell,) = make_cells(
+        {"tasks": ["milestone:46"], "methods": ["offline:rule=window"], "budgets": [16], "n": 2}, 0
+    )
+    steps = cell.task.output_tokens - 1
+    book = Books(Retention(Rule("window"), torch.tensor([16, 16]), (3, 2, 4), PROMPT, 48), 2)
+    book.mass += steps / 4  # a quarter of each head's attention
+    book.over_half[2, 0, 0, 0] = steps / 2  # one of two chains, half the time
+    write(RowFile(tmp_path / "attention_lost.jsonl", 0, "c1"), cell, book)
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    assert "| `offline:rule=window` | 25.0, 2.1, 25.00 |" in lost_tables.over_budget()
+
+
+def test_the_picture_shows_the_stored_rows():
+    rows = lost_tables.drawn_rows()
+    assert rows, "what was measured is stored"
+    assert data_of(PLOTS / f"{lost_tables.NAME}.svg") == lost_tables.data(rows)
