@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from stored import Row, distinct
+from stored import Row, distinct, gpus
 from tables import (
     bytes_per_slot,
     logical_length,
@@ -75,11 +75,7 @@ def memory() -> Plot:
 
 def throughput() -> Plot:
     """Throughput over the output length."""
-    rows = [
-        row
-        for row in newest_throughput().values()
-        if row["config"]["state"] == "steady state" and row["config"]["queue"] == "full"
-    ]
+    rows = [row for row in newest_throughput().values() if row["config"]["state"] == "steady state"]
     lines = _lines(rows, lambda row: row["config"]["output"], lambda row: row["value"])
     return Plot(_title("Throughput with a full queue", rows), "output, tokens", "tokens/s", lines)
 
@@ -145,8 +141,10 @@ def _name(row: Row) -> str:
         parts.append(f"batch {config['batch']}")
     elif config["budget"]:
         parts.append(f"L {config['budget']}")
-    return ", ".join([*parts, row["gpu"].removeprefix("NVIDIA ").split()[0]])
+    elif config["queue"] == "fits":
+        parts.append("as many as fit")
+    return ", ".join([*parts, gpus(row).replace("NVIDIA ", "").removesuffix(" 80GB HBM3")])
 
 
 def _title(name: str, rows: Iterable[Row]) -> str:
-    return f"{name} ({', '.join(distinct(row['gpu'] for row in rows))})"
+    return f"{name} ({', '.join(distinct(gpus(row) for row in rows))})"

@@ -1,11 +1,13 @@
 """Stored rows as tables and plots read them: of all that measured the same thing, the newest."""
 
 import json
+import re
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+_TP_SIZE = re.compile(r"--tp(?:-size)?[ =](\d+)")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,6 +30,13 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 def run_of(row: Row) -> tuple[str, str]:
     """What tells one run of a benchmark from another."""
     return row["command"], row["commit"]
+
+
+def gpus(row: Row) -> str:
+    """What a row's servers ran on: a GPU, as many as share the model, or the CPU."""
+    name = row["gpu"] or "CPU"
+    shared = _TP_SIZE.findall(" ".join(row.get("flags", [])))
+    return f"{shared[-1]} x {name}" if shared and shared[-1] != "1" else name
 
 
 def shape_name(shape: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from stored import Row, distinct, source
+from stored import Row, distinct, gpus, source
 
 NOTHING = "Not measured yet."
 
@@ -32,7 +32,7 @@ def per_heading(
 
 
 def device(row: Row) -> str:
-    return f"{row['gpu'] or 'CPU'}, prompt {row['config']['prompt']}"
+    return f"{gpus(row)}, prompt {row['config']['prompt']}"
 
 
 def device_and_budget(row: Row) -> str:

@@ -12,6 +12,7 @@ from stored import Row, newest, read, run_of, shape_name
 from table import device, device_and_budget, number, per_heading
 
 SHAPES = Path(__file__).parent / "shapes"
+WINDOW_STEPS = 1000  # a shorter window is one that was cut, which its cell says
 AT_ONE_LENGTH = "inter-token latency at one resident length"
 AT_LENGTH = re.compile(r"inter-token latency at (\d+) logical tokens")
 
@@ -96,7 +97,8 @@ def throughput() -> str:
     def cell(row: Row) -> str:
         reference = best.get(_throughput_case(row))
         ratio = f"{row['value'] / reference:.2f}x, " if reference and _arm(row) != "default" else ""
-        return f"{row['value']:,.0f} ({ratio}{row['running']:.0f})"
+        cut = f", {row['steps']} steps" if row["steps"] < WINDOW_STEPS else ""
+        return f"{row['value']:,.0f} ({ratio}{row['running']:.0f}{cut})"
 
     return per_heading(
         list(kept.values()),

@@ -38,7 +38,8 @@ def decode_row(arm, batch, value, result=tables.AT_ONE_LENGTH, **about):
 def throughput_row(arm, output, value, queue="full", budget=None):
     config = {"shape": "qwen2.5-7b", "arm": arm, "prompt": 256, "output": output, "budget": budget}
     config |= {"state": "steady state", "queue": queue}
-    return {"result": "throughput", "value": value, "config": config, "running": 9.6, **ABOUT}
+    seen = {"value": value, "running": 9.6, "steps": 1000}
+    return {"result": "throughput", "config": config, **seen, **ABOUT}
 
 
 def test_without_rows_a_table_says_so(results):
@@ -103,8 +104,34 @@ def test_throughput_is_held_against_the_better_default(results):
     assert "| Qwen2.5-7B `default`, as many as fit | 1,250 (10) |  |" in text
     assert [line.name for line in plots.throughput().lines] == [
         "qwen2.5-7b, default, H100",
+        "qwen2.5-7b, default, as many as fit, H100",
         "qwen2.5-7b, raas, L 1024, H100",
     ]
+
+
+def test_a_window_that_was_cut_says_so(results):
+    results("throughput", {**throughput_row("raas", 8192, 2500.0, budget=1024), "steps": 240})
+    assert "| 2,500 (10, 240 steps) |" in tables.throughput()
+
+
+def test_a_model_on_two_gpus_is_another_table_and_another_line(results):
+    row = throughput_row("default", 8192, 1000.0)
+    results("throughput", row, {**row, "flags": ["--tp-size", "2"]}, {**row, "flags": ["--tp=1"]})
+    text = tables.throughput()
+    assert "| 2 x NVIDIA H100, prompt 256: " in text
+    assert text.count("| NVIDIA H100, prompt 256: ") == 1
+    names = [line.name for line in plots.throughput().lines]
+    assert names == ["qwen2.5-7b, default, H100", "qwen2.5-7b, default, 2 x H100"]
+
+
+def test_rows_of_a_cpu_make_tables_and_plots_too(results):
+    result = "inter-token latency at 2048 logical tokens"
+    results("decode", decode_row("raas", 16, 5.0, result, pool_tokens=[20480], gpu=None))
+    results("throughput", {**throughput_row("raas", 8192, 2500.0, budget=1024), "gpu": None})
+    assert "| CPU, prompt 256, L = 1,024: " in tables.latency()
+    assert "| CPU, prompt 256: " in tables.throughput()
+    assert plots.latency().title == "Time between two tokens (CPU)"
+    assert [line.name for line in plots.throughput().lines] == ["qwen2.5-7b, raas, L 1024, CPU"]
 
 
 def test_online_load_and_prefix_say_each_result_of_each_arm(results):
