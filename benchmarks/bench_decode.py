@@ -8,7 +8,7 @@ and the median is the round at it. An evicting arm is saturated before its first
 With --logical, one batch of each arm decodes to that length without pause, and the latency is
 measured on the way: after saturation and at every power of two. --prefilled spares an arm that
 keeps every token the way: its prompts are as long as the texts would be, so that it holds and reads
-the same.
+the same. Each arm then has the pool that it needs: an evicting one no more than its budgets.
 """
 
 import argparse
@@ -40,20 +40,24 @@ def main() -> int:
     deadline, rows = begin_run(args)
     model_path = model_path_of(args.shape)
     load = Workload(args.prompt, args.kv_budget, args.window, args.interval, args.seed, model_path)
-    arms = [Arm(name, model_path, load.budget, server_flags(args, load)) for name in args.arms]
+    arms = [
+        Arm(name, model_path, load.budget, server_flags(args, load, name)) for name in args.arms
+    ]
     config = {"shape": args.shape, **load.config()}
     with started(arms, say):
         check_pools(arms)
         try:
             check_tokens(arms, load, rows, config, deadline)
-            for batch in args.batches:
-                if args.logical is None:
+            if args.logical is None:
+                for batch in args.batches:
                     measure_in_turns(arms, batch, args.rounds, load, rows, config, deadline)
-                else:
+            else:
+                for batch, longest in zip(args.batches, args.logical, strict=True):
+                    lengths = logical_lengths(longest, load, args.rounds)
                     for arm in arms:
                         is_prefilled = args.prefilled and not arm.is_evicting
                         measure = measure_prefilled if is_prefilled else measure_over_length
-                        measure(arm, batch, args, load, rows, config, deadline)
+                        measure(arm, batch, lengths, args.rounds, load, rows, config, deadline)
         except OutOfTimeError:
             say(f"{args.seconds} s are used up; {args.out} holds what was measured")
         note_memory(arms, rows, config)
@@ -132,36 +136,37 @@ def measure_in_turns(
 def measure_over_length(
     arm: Arm,
     batch: int,
-    args: argparse.Namespace,
+    lengths: list[int],
+    rounds: int,
     load: Workload,
     rows: RowFile,
     config: dict[str, Any],
     deadline: float,
 ) -> None:
     """Decodes one batch to a logical length and measures on the way."""
-    lengths = logical_lengths(args, load)
     run = DecodeRun(arm, load, batch, tokens=lengths[-1] - load.prompt)
     for length in lengths:
-        write_length(run, length, length - load.prompt, args, rows, config, deadline)
+        write_length(run, length, length - load.prompt, rounds, rows, config, deadline)
     run.end()
 
 
 def measure_prefilled(
     arm: Arm,
     batch: int,
-    args: argparse.Namespace,
+    lengths: list[int],
+    rounds: int,
     load: Workload,
     rows: RowFile,
     config: dict[str, Any],
     deadline: float,
 ) -> None:
     """The same of an arm that keeps every token: a prompt takes it to the length at once."""
-    tokens = args.rounds * load.window + 4 * load.interval
-    for length in logical_lengths(args, load):
+    tokens = rounds * load.window + 4 * load.interval
+    for length in lengths:
         filled = dataclasses.replace(load, prompt=length - tokens)
         run = DecodeRun(arm, filled, batch, tokens)
         prefilled = {**config, "is_prefilled": True}
-        write_length(run, length, tokens, args, rows, prefilled, deadline)
+        write_length(run, length, tokens, rounds, rows, prefilled, deadline)
         run.end()
 
 
@@ -169,7 +174,7 @@ def write_length(
     run: DecodeRun,
     length: int,
     tokens: int,
-    args: argparse.Namespace,
+    rounds: int,
     rows: RowFile,
     config: dict[str, Any],
     deadline: float,
@@ -177,19 +182,17 @@ def write_length(
     """Measures the windows before a logical length, where so many tokens are generated."""
     load = run.load
     # A window begins and ends with a message, up to an interval late, and the request goes on.
-    first = tokens - args.rounds * load.window - 2 * load.interval
-    windows = [
-        run.window_at(first + number * load.window, deadline) for number in range(args.rounds)
-    ]
+    first = tokens - rounds * load.window - 2 * load.interval
+    windows = [run.window_at(first + number * load.window, deadline) for number in range(rounds)]
     run.write(f"inter-token latency at {length} logical tokens", windows, rows, config)
     said = f"{run.arm.name}, batch {run.batch}, {length} logical"
     say(f"{said}: {windows[-1].milliseconds:.3f} ms")
 
 
-def logical_lengths(args: argparse.Namespace, load: Workload) -> list[int]:
-    """After saturation, and every power of two up to --logical."""
-    saturated = load.prompt + load.budget + 4 * load.interval + args.rounds * load.window
-    return [saturated, *(2**n for n in range(40) if saturated < 2**n <= args.logical)]
+def logical_lengths(longest: int, load: Workload, rounds: int) -> list[int]:
+    """After saturation, and every power of two up to the longest."""
+    saturated = load.prompt + load.budget + 4 * load.interval + rounds * load.window
+    return [saturated, *(2**n for n in range(40) if saturated < 2**n <= longest)]
 
 
 def note_memory(arms: list[Arm], rows: RowFile, config: dict[str, Any]) -> None:
@@ -205,17 +208,26 @@ def note_memory(arms: list[Arm], rows: RowFile, config: dict[str, Any]) -> None:
             rows.write("device memory in use after the run", [float(used[0])], "MiB", chosen)
 
 
-def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
-    """The command line that all arms share."""
-    most = max(args.batches)
+def slots_needed(args: argparse.Namespace, load: Workload, is_evicting: bool) -> int:
+    """Slots of the pool of an arm."""
     if args.logical is None:
-        longest = load.span(False, args.rounds)[1]
-    elif all(name.startswith("raas") for name in args.arms):
-        longest = load.budget
+        lengths = [load.span(False, args.rounds)[1]] * len(args.batches)
+    elif is_evicting:
+        lengths = [load.budget] * len(args.batches)
     else:
-        longest = args.logical
+        lengths = args.logical
     # A pause that comes late lets a window more through.
-    pool = args.max_total_tokens or most * (load.prompt + longest + load.window) + 4096
+    needed = [
+        batch * (load.prompt + length + load.window)
+        for batch, length in zip(args.batches, lengths, strict=True)
+    ]
+    return max(needed) + 4096
+
+
+def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str]:
+    """The command line of an arm without its policy: the same for all but the pool."""
+    most = max(args.batches)
+    pool = args.max_total_tokens or slots_needed(args, load, arm.startswith("raas"))
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
     return [
@@ -233,7 +245,12 @@ def parse_args() -> argparse.Namespace:
     add_arms(parser, POLICIES, ["default", "raas"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128, 256])
     parser.add_argument("--rounds", type=int, default=5, help="windows of each arm and batch")
-    parser.add_argument("--logical", type=int, help="logical length to decode to, without turns")
+    parser.add_argument(
+        "--logical",
+        type=int,
+        nargs="+",
+        help="logical length to decode to, without turns: one for all batches, or one for each",
+    )
     parser.add_argument(
         "--prefilled", action="store_true", help="dense arms reach --logical by their prompts"
     )
@@ -242,7 +259,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=32, help="decode steps that are timed")
     parser.add_argument("--interval", type=int, default=16, help="tokens in one message")
     parser.add_argument("--max-total-tokens", type=int, help="pool; what is needed by default")
-    return parse(parser, QUICK)
+    args = parse(parser, QUICK)
+    if args.logical and len(args.logical) == 1:
+        args.logical *= len(args.batches)
+    if args.logical and len(args.logical) != len(args.batches):
+        parser.error(f"--logical must have one length or one for each of {args.batches}")
+    return args
 
 
 if __name__ == "__main__":
