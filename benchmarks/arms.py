@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,14 +55,16 @@ class Arm:
         Raises:
             RuntimeError: it did not start, or its plugin is not as the arm wants it.
         """
-        loaded = loads_plugin(self.server.environment)
+        with ThreadPoolExecutor(1) as pool:
+            seen = pool.submit(loads_plugin, self.server.environment)
+            self.server.start()
+            loaded = seen.result()
         if loaded is not self.has_plugin:
             raise RuntimeError(
                 f"arm {self.name} must run {'with' if self.has_plugin else 'without'} the plugin, "
                 f"but SGLang's loader {'loads' if loaded else 'does not load'} it; "
                 "install the plugin, and leave SGLANG_PLUGINS unset"
             )
-        self.server.start()
 
     def post(self, route: str, **body: Any) -> requests.Response:
         """Sends a request that must succeed.
@@ -93,6 +95,15 @@ class Arm:
         answer.raise_for_status()
         return dict(answer.json())
 
+    def check_answer(self, info: Mapping[str, Any]) -> None:
+        """Makes sure that `meta_info` of an answer says what a request of this arm says.
+
+        Raises:
+            RuntimeError: it does not.
+        """
+        if self.has_plugin is not ("kv_policy" in info):
+            raise RuntimeError(f"arm {self.name} must not answer {info}")
+
     def log_size(self) -> int:
         """Characters logged so far, a mark for `decode_batches`."""
         return len(self.server.log())
@@ -100,6 +111,11 @@ class Arm:
     def decode_batches(self, mark: int) -> list[DecodeBatch]:
         """What was logged about decode batches since a mark."""
         return decode_batches(self.server.log()[mark:])
+
+
+def groups(arms: Sequence[Arm], is_together: bool) -> list[list[Arm]]:
+    """Arms that are up at the same time: each alone, unless all are to be started at once."""
+    return [list(arms)] if is_together else [[arm] for arm in arms]
 
 
 @contextmanager

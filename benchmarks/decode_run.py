@@ -206,8 +206,7 @@ class DecodeRun:
             raise RuntimeError(
                 f"no request of arm {self.arm.name} may be retracted; raise --max-total-tokens"
             )
-        if self.arm.has_plugin is not ("kv_policy" in info):
-            raise RuntimeError(f"arm {self.arm.name} must not answer {info}")
+        self.arm.check_answer(info)
         if not self.arm.is_evicting:
             return
         most = self.load.prompt + self.load.budget

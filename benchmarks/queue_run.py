@@ -1,12 +1,11 @@
 """A server with a full queue, and how fast it generates."""
 
-import re
 import statistics
 import time
 from dataclasses import dataclass
 
 from arms import Arm
-from decode_log import DecodeBatch
+from decode_log import DecodeBatch, retractions
 from raas_sglang.cpu import has_driver
 from request_queue import RequestQueue, Served
 from steady_state import Work
@@ -15,7 +14,6 @@ from token_streams import OutOfTimeError
 PARTS = 5
 LEAST_LINES = 2 * PARTS
 POLL_S = 0.1
-_RETRACTED = re.compile(r"#retracted_reqs: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class QueueRun:
     ) -> None:
         self.arm, self.work, self.queue, self.deadline = arm, work, queue, deadline
         self._log_steps, self._interval = log_steps, interval
-        self._begin = arm.log_size()
 
     def wait_for_token(self, place: int) -> None:
         """Waits until the request that was sent at this place has a token; see `_poll`."""
@@ -102,7 +99,7 @@ class QueueRun:
             if self._steps(mark) < LEAST_LINES * self._log_steps:
                 raise
         ended, lines = time.monotonic(), self.arm.decode_batches(mark)
-        retractions = _RETRACTED.findall(self.arm.server.log()[mark:])
+        retracted = retractions(self.arm.server.log()[mark:])
         finished = self._ended() - before
         self._wait_for_messages()
         self._check(lines, is_full)
@@ -122,7 +119,7 @@ class QueueRun:
             running_span=(min(running), max(running)),
             waiting=min(line.queued for line in lines),
             pool_tokens=statistics.fmean(line.pool_tokens for line in lines),
-            retractions=sum(map(int, retractions)),
+            retractions=retracted,
             finished=finished,
         )
 
@@ -177,8 +174,7 @@ class QueueRun:
 
     def _check_report(self, served: Served) -> None:
         info = served.info
-        if self.arm.has_plugin is not ("kv_policy" in info):
-            raise RuntimeError(f"arm {self.arm.name} must not answer {info}")
+        self.arm.check_answer(info)
         if self.work.budget is None:
             return
         most = len(served.request.input_ids) + self.work.budget
