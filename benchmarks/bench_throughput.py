@@ -5,8 +5,10 @@ and outputs of a fixed length. The state in which such a server is after hours i
 requests at staggered depths (`steady_state.py`), and a window of decode steps is measured in it:
 
     full    More requests than fit, so that the server decides how many run, and which give way.
-    fits    As many requests as fit on average and none that waits: what a dense cache could do at
-            best, if somebody knew the right number for each length.
+    fits    As many requests as fit while their lengths swing, and no more, so that none gives way:
+            what a dense cache could do at best, if somebody knew the right number for each length.
+            SGLang still holds back those for which its own estimate sees no room. Requests of an
+            evicting arm never give way, so for it both are the same.
 
 With --full-run the shortcut is put to the test: the same queue is measured once more with all
 requests at depth 0 from the start, after they have turned over once, for two more turns.
@@ -19,10 +21,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arms import POLICIES, Arm, started
+from arms import POLICIES, Arm, groups, started
 from bench_decode import check_tokens
 from command_line import (
     add_arms,
+    add_together,
     begin_run,
     bench_parser,
     model_path_of,
@@ -40,9 +43,13 @@ from token_streams import OutOfTimeError
 
 # SGLang's estimate of what a running request will need falls for so many decode steps.
 SETTLE_STEPS = 620
-# What a minute or two on a CPU can do for each arm, with the same code.
+KINDS = ("fits", "full")  # in this order: a queue that has become full does not shrink
+# What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
+    "arms": ["default", "raas"],
+    "together": True,
+    "server_flags": "--sleep-on-idle",
     "outputs": [256],
     "prompt": 32,
     "kv_budgets": [64],
@@ -60,14 +67,14 @@ def main() -> int:
     args = parse_args()
     deadline, rows = begin_run(args)
     model_path = model_path_of(args.shape)
-    for name in args.arms:
-        arm = Arm(name, model_path, max(args.kv_budgets), server_flags(args))
-        with started([arm], say):
-            try:
-                ArmBench(arm, args, model_path, rows, deadline).run()
-            except OutOfTimeError:
-                say(f"{args.seconds} s are used up; {args.out} holds what was measured")
-                break
+    arms = [Arm(name, model_path, max(args.kv_budgets), server_flags(args)) for name in args.arms]
+    try:
+        for group in groups(arms, args.together):
+            with started(group, say):
+                for arm in group:
+                    ArmBench(arm, args, model_path, rows, deadline).run()
+    except OutOfTimeError:
+        say(f"{args.seconds} s are used up; {args.out} holds what was measured")
     return 0
 
 
@@ -88,7 +95,8 @@ class ArmBench:
         self.arm, self.args, self.rows, self.deadline = arm, args, rows, deadline
         self.model_path = model_path
         self.prompts = Prompts(model_path, args.seed)
-        self.pool = int(arm.information()["max_total_num_tokens"])
+        seen = arm.information()
+        self.pool, self.memory_fraction = seen["max_total_num_tokens"], seen["mem_fraction_static"]
 
     def run(self) -> None:
         """Measures every output length, with every budget where there is one."""
@@ -114,7 +122,7 @@ class ArmBench:
             run.queue.grow(fitting - 1)
             run.wait_for_token(min(1, fitting - 1))
             run.wait_steps(work.steps_to_saturation)
-            for kind in self.args.queues:
+            for kind in self.kinds():
                 if kind == "full":
                     run.queue.grow(self.waiting(work))
                 run.wait_steps(self.args.warmup)
@@ -133,9 +141,17 @@ class ArmBench:
         finally:
             run.end()
 
+    def kinds(self) -> list[str]:
+        """Kinds of queue that are measured, in their order."""
+        if self.arm.is_evicting:
+            return ["full"]
+        return [kind for kind in KINDS if kind in self.args.queues]
+
     def fitting(self, work: Work) -> int:
-        """Requests that fit into this arm's pool."""
-        return work.fitting(self.pool, self.args.max_running_requests)
+        """Requests that fit into this arm's pool until the first window has passed."""
+        args = self.args
+        steps = args.settle + args.warmup + args.steps
+        return work.fitting(self.pool, args.max_running_requests, steps)
 
     def waiting(self, work: Work) -> int:
         """Requests that are sent beside those, more than the server could admit too early."""
@@ -158,7 +174,8 @@ class ArmBench:
         rate = details.pop("rate")
         config = {"shape": self.args.shape, "arm": self.arm.name, **dataclasses.asdict(work)}
         config |= {"state": state, "queue": kind}
-        about = {"pool_size": self.pool, "flags": self.arm.flags}
+        about = {"pool_size": self.pool, "memory_fraction": self.memory_fraction}
+        about |= {"flags": self.arm.flags}
         self.rows.write("throughput", [rate], "tokens/s", config, **details, **about)
         say(
             f"{self.arm.name}, output {work.output}, L {work.budget}, {state}, queue {kind}: "
@@ -187,13 +204,14 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     add_arms(parser, POLICIES, ["default", "off", "raas"])
+    add_together(parser)
     lengths = [2048, 4096, 8192, 16384, 32768]
     parser.add_argument("--outputs", type=int, nargs="+", default=lengths, help="tokens")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
     parser.add_argument(
         "--kv-budgets", type=int, nargs="+", default=[512, 1024, 2048], help="each L in tokens"
     )
-    parser.add_argument("--queues", nargs="+", choices=("fits", "full"), default=["full"])
+    parser.add_argument("--queues", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--full-run", action="store_true", help="without the shortcut as well")
     parser.add_argument("--steps", type=int, default=1000, help="decode steps of a window")
     parser.add_argument("--warmup", type=int, default=100, help="decode steps before a window")

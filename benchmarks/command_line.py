@@ -41,6 +41,15 @@ def add_arms(
     parser.add_argument("--arms", nargs="+", choices=tuple(choices), default=list(default))
 
 
+def add_together(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of a benchmark whose arms have the GPU for themselves otherwise."""
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="start all arms at once, where their pools fit beside each other (--max-total-tokens)",
+    )
+
+
 def parse(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
     """Reads the command line; with --quick other values are the defaults."""
     if parser.parse_known_args()[0].quick:

@@ -43,9 +43,15 @@ class Work:
         """Decode steps until the slots of a request that begins now are those of any later step."""
         return 0 if self.budget is None else min(self.output, self.budget)
 
-    def fitting(self, pool: int, most: int) -> int:
-        """Requests that fit into a pool of so many slots, as far as so many may run."""
-        return max(1, min(most, int(pool / self.mean_slots)))
+    def fitting(self, pool: int, most: int, steps: int) -> int:
+        """Requests that fit into a pool of so many slots, as far as so many may run.
+
+        Requests that keep every token hold the most just before one of them ends: half an output
+        above their mean. The pilot is one of them and has only begun, which makes up for that; what
+        it generates in so many steps must fit beside them.
+        """
+        spare = 0 if self.budget is not None else min(steps, self.output)
+        return max(1, min(most, int((pool - spare) / self.mean_slots)))
 
     def staggered(self, count: int) -> list[tuple[int, int]]:
         """Prompt and output tokens of requests that are evenly spread over their lives.

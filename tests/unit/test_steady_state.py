@@ -14,10 +14,26 @@ BOUNDED = Work(prompt=256, output=32768, budget=1024)
 
 
 def test_staggered_dense_requests_fill_the_pool_and_no_more():
-    count = DENSE.fitting(pool=900_000, most=704)
+    count = DENSE.fitting(pool=900_000, most=704, steps=0)
     assert count == 54
     held = sum(prompt for prompt, _ in DENSE.staggered(count))
     assert 900_000 - DENSE.mean_slots < held <= 900_000
+
+
+@pytest.mark.parametrize("work", [DENSE, Work(256, 8192, None), Work(256, 2048, None)])
+def test_a_dense_queue_that_fits_never_has_to_give_way(work):
+    pool, settle, steps = 900_000, 620, 1720
+    count = work.fitting(pool, 704, steps)
+    lengths = [prompt for prompt, _ in work.staggered(count - 1)] + [work.prompt + settle]
+    ends = [work.prompt + work.output] * (count - 1) + [work.prompt + settle + work.output]
+    most = 0
+    for _ in range(steps - settle):
+        lengths = [
+            length + 1 if length < end else work.prompt
+            for length, end in zip(lengths, ends, strict=True)
+        ]
+        most = max(most, sum(lengths))
+    assert pool - 1.1 * work.mean_slots < most <= pool
 
 
 def test_depth_is_prompt_where_it_is_held_and_every_request_ends_on_time():
@@ -31,9 +47,9 @@ def test_depth_is_prompt_where_it_is_held_and_every_request_ends_on_time():
 
 
 def test_a_bounded_request_counts_by_what_is_reserved_for_it():
-    assert BOUNDED.fitting(pool=900_000, most=10_000) == 900_000 // 1280
-    assert BOUNDED.fitting(pool=900_000, most=512) == 512
-    assert Work(256, 512, 1024).fitting(pool=7680, most=512) == 10
+    assert BOUNDED.fitting(pool=900_000, most=10_000, steps=1720) == 900_000 // 1280
+    assert BOUNDED.fitting(pool=900_000, most=512, steps=1720) == 512
+    assert Work(256, 512, 1024).fitting(pool=7680, most=512, steps=1720) == 10
     assert (DENSE.steps_to_saturation, BOUNDED.steps_to_saturation) == (0, 1024)
 
 
