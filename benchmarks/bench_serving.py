@@ -16,30 +16,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arms import POLICIES, Arm, started
+from arms import POLICIES, Arm, groups, started
 from bench_decode import check_tokens
 from command_line import (
     add_arms,
+    add_together,
     begin_run,
     bench_parser,
-    model_path_of,
     parse,
     say,
     weight_flags,
 )
 from decode_run import Workload
+from model_shapes import model_path_of
 from rows import RowFile
 from token_streams import OutOfTimeError
 from word_tokenizer import write_word_tokenizer
 
-# What a minute or two on a CPU can do for each arm, with the same code.
+# What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
+    "arms": ["default", "raas"],
+    "together": True,
+    "server_flags": "--sleep-on-idle",
     "prompt": 32,
     "output": 96,
     "kv_budget": 64,
-    "rates": [1.0, 4.0],
-    "duration": 8.0,
+    "rates": [4.0],
+    "duration": 6.0,
     "warmup": 4,
     "max_running_requests": 16,
     "max_total_tokens": 8192,
@@ -54,17 +58,18 @@ def main() -> int:
     load = Workload(args.prompt, args.kv_budget, 32, 1, args.seed, model_path)
     with tempfile.TemporaryDirectory() as folder:
         write_word_tokenizer(model_path, Path(folder))
-        for name in args.arms:
-            arm = Arm(name, model_path, args.kv_budget, server_flags(args, folder))
-            with started([arm], say):
-                config = {"shape": args.shape, **load.config()}
-                try:
-                    check_tokens([arm], load, rows, config, deadline)
+        flags = server_flags(args, folder)
+        arms = [Arm(name, model_path, args.kv_budget, flags) for name in args.arms]
+        config = {"shape": args.shape, **load.config()}
+        try:
+            for group in groups(arms, args.together):
+                with started(group, say):
+                    check_tokens(group, load, rows, config, deadline)
                     for rate in args.rates:
-                        measure(arm, rate, args, folder, rows, deadline)
-                except OutOfTimeError:
-                    say(f"{args.seconds} s are used up; {args.out} holds what was measured")
-                    break
+                        for arm in group:
+                            measure(arm, rate, args, folder, rows, deadline)
+        except OutOfTimeError:
+            say(f"{args.seconds} s are used up; {args.out} holds what was measured")
     return 0
 
 
@@ -187,6 +192,7 @@ def server_flags(args: argparse.Namespace, tokenizer: str) -> list[str]:
 def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     add_arms(parser, POLICIES, ["default", "off", "raas"])
+    add_together(parser)
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[2.0, 4.0, 8.0], help="per second"
     )
