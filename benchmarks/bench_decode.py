@@ -18,8 +18,9 @@ import sys
 from typing import Any
 
 from arms import POLICIES, Arm, started
-from command_line import add_arms, begin_run, bench_parser, model_path_of, parse, say, weight_flags
+from command_line import add_arms, begin_run, bench_parser, parse, say, weight_flags
 from decode_run import DecodeRun, Workload
+from model_shapes import model_path_of
 from rows import RowFile, gpu_query
 from token_streams import OutOfTimeError
 

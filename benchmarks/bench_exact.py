@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 
+from model_shapes import attention_shape
 from raas_kernels import DecodeBatch, EvictionBuffers, Policy, RequestTables
 from raas_kernels.exact_scores import AttentionLogits, score_logits
 from raas_kernels.layout import StepBuffers, StepOptions
 from raas_sglang.attention.logits import LogitsDecodeWrapper, compile_logits_module
 from rows import RowFile
 
-SHAPES = {"7B": {"queries": 28, "heads": 4}, "1.5B": {"queries": 12, "heads": 2}}
-LAYERS, DIM, PAGE, DTYPE = 28, 128, 16, torch.bfloat16
+SHAPES = {name: attention_shape(f"qwen2.5-{name.lower()}") for name in ("7B", "1.5B")}
+# Both have these layers and this head size.
+LAYERS, _, _, DIM = SHAPES["7B"]
+PAGE, DTYPE = 16, torch.bfloat16
 SCALING = DIM**-0.5
 
 
@@ -154,8 +157,10 @@ def copy_bandwidth() -> float:
 
 def measure(file: RowFile, config: dict[str, Any], repeats: int, bandwidth: float) -> None:
     """Stores and prints the rows of one shape and batch size, in microseconds a layer."""
+    shape = SHAPES[config["model"]]
     decode = Decode(
-        **SHAPES[config["model"]],
+        queries=shape.q_heads,
+        heads=shape.kv_heads,
         rows=config["batch"],
         prompt=config["prompt"],
         budget=config["budget"],

@@ -22,9 +22,10 @@ from typing import Any
 import requests
 
 from arms import Arm, started
-from command_line import add_arms, begin_run, bench_parser, model_path_of, parse, say, weight_flags
+from command_line import add_arms, begin_run, bench_parser, parse, say, weight_flags
 from decode_log import DecodeBatch, decode_batches, retractions
 from decode_run import random_prompts
+from model_shapes import model_path_of
 from raas_sglang.cpu import has_driver
 from rows import RowFile
 

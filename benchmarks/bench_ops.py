@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from model_shapes import AttentionShape, attention_shape
 from raas_kernels import (
     DecodeBatch,
     EvictionBuffers,
@@ -42,13 +43,6 @@ CACHE_SLOTS = 1 << 16
 REPLAYS = 10
 
 
-class Shape(NamedTuple):
-    layers: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-
-
 class Case(NamedTuple):
     """One thing to time: ``run`` does it for all layers."""
 
@@ -57,13 +51,13 @@ class Case(NamedTuple):
     bytes_moved: int
 
 
-SHAPES = {"7B": Shape(28, 28, 4, 128), "1.5B": Shape(28, 12, 2, 128)}
+SHAPES = {name: attention_shape(f"qwen2.5-{name.lower()}") for name in ("7B", "1.5B")}
 
 
 class Workload:
     """A batch of saturated RaaS requests with the caches and the state of all layers."""
 
-    def __init__(self, shape: Shape, budget: int, batch_size: int, seed: int) -> None:
+    def __init__(self, shape: AttentionShape, budget: int, batch_size: int, seed: int) -> None:
         self.shape, self.budget, self.rows = shape, budget, batch_size
         self.pages = budget // PAGE_SIZE
         self.generator = torch.Generator("cuda").manual_seed(seed)
@@ -182,7 +176,7 @@ class Workload:
         yield Case("stamp_decode", partial(self.stamp, ops), heads * 6 * self.pages)
 
 
-def check(shape: Shape, seed: int) -> None:
+def check(shape: AttentionShape, seed: int) -> None:
     """One step on the kernels and on the torch ops must leave equal state behind.
 
     Raises:

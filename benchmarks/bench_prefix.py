@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arms import POLICIES, Arm, started
@@ -19,12 +19,12 @@ from command_line import (
     add_arms,
     begin_run,
     bench_parser,
-    model_path_of,
     parse,
     say,
     weight_flags,
 )
 from decode_run import Workload
+from model_shapes import model_path_of
 from request_queue import Request, RequestQueue, Served
 from rows import RowFile
 from steady_state import Prompts
@@ -50,19 +50,18 @@ def main() -> int:
     model_path = model_path_of(args.shape)
     arms = [Arm(name, model_path, args.kv_budget, server_flags(args)) for name in args.arms]
     load = Workload(args.own, args.kv_budget, 32, 1, args.seed, model_path)
+    rounds: list[list[Round]] = []
     with started(arms, say):
         try:
             check_tokens(arms, load, rows, {"shape": args.shape, **load.config()}, deadline)
-            rounds: dict[str, list[Round]] = {arm.name: [] for arm in arms}
             for number in range(args.rounds):
-                for arm in arms:
-                    # Another prefix in each round, the same for all arms.
-                    prompts = Prompts(model_path, args.seed + number)
-                    rounds[arm.name].append(Round(arm, args, prompts, deadline))
-            for arm in arms:
-                write(arm, rounds[arm.name], args, rows)
+                # Another prefix in each round, the same for all arms.
+                seed = args.seed + number
+                rounds += [[Round(arm, args, Prompts(model_path, seed), deadline) for arm in arms]]
         except OutOfTimeError:
-            say(f"{args.seconds} s are used up; {args.out} holds what was measured")
+            say(f"{args.seconds} s are used up after {len(rounds)} whole rounds")
+    for arm, seen in zip(arms, zip(*rounds, strict=True), strict=False):
+        write(arm, seen, args, rows)
     return 0
 
 
@@ -101,6 +100,8 @@ class Round:
                 arm.post("/abort_request", abort_all=True)
                 time.sleep(POLL_S)
             self._queue.stop()
+        for served in self._queue.served:
+            arm.check_answer(served.info)
         first, *others = self._queue.served
         self.cold = seconds_to_first(first)
         self.first = [seconds_to_first(served) for served in others]
@@ -143,7 +144,7 @@ def seconds_to_first(served: Served) -> float:
     return served.seconds[0] - served.sent
 
 
-def write(arm: Arm, rounds: list[Round], args: argparse.Namespace, rows: RowFile) -> None:
+def write(arm: Arm, rounds: Sequence[Round], args: argparse.Namespace, rows: RowFile) -> None:
     """Stores the rounds of an arm."""
     config: dict[str, Any] = {"shape": args.shape, "arm": arm.name, "prompt": args.prefix}
     config |= {"own": args.own, "requests": args.requests, "output": args.output}
@@ -161,7 +162,8 @@ def write(arm: Arm, rounds: list[Round], args: argparse.Namespace, rows: RowFile
         ("cached tokens of a prompt", [min(seen.cached) for seen in rounds], "tokens"),
     ):
         rows.write(result, values, unit, config, held_once=rounds[0].held, flags=arm.flags)
-    say(f"{arm.name}: first token after {medians} ms, {rounds[0].pool_tokens} slots in use")
+    seen = ", ".join(f"{value:.0f}" for value in medians)
+    say(f"{arm.name}: first token after {seen} ms, {rounds[0].pool_tokens} slots in use")
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:

@@ -28,12 +28,12 @@ from command_line import (
     add_together,
     begin_run,
     bench_parser,
-    model_path_of,
     parse,
     say,
     weight_flags,
 )
 from decode_run import Workload
+from model_shapes import model_path_of
 from queue_run import QueueRun
 from raas_sglang.cpu import has_driver
 from request_queue import RequestQueue

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from local_server import REASONER
+from model_shapes import SHAPES
 from rows import RowFile
-
-SHAPES = Path(__file__).parent / "shapes"
 
 
 def bench_parser(description: str | None) -> argparse.ArgumentParser:
@@ -65,11 +63,6 @@ def begin_run(args: argparse.Namespace) -> tuple[float, RowFile]:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     return time.monotonic() + args.seconds, RowFile(args.out, args.seed, args.commit)
-
-
-def model_path_of(shape: str) -> Path:
-    """Folder with the `config.json` of a shape."""
-    return REASONER if shape == "reasoner" else SHAPES / shape
 
 
 def weight_flags(shape: str) -> tuple[str, ...]:

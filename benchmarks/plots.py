@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stored import Row, distinct, gpus
-from tables import (
-    bytes_per_slot,
-    logical_length,
-    newest_throughput,
-    over_length,
-    slots_of_request,
-)
+from tables import logical_length, mebibytes_of_request, newest_throughput, over_length
 
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 COLOURS = {"default": "#888888", "off": "#bb8833", "raas": "#1166bb", "raas-exact": "#119977"}
@@ -65,11 +59,7 @@ def latency() -> Plot:
 def memory() -> Plot:
     """Memory flat against growing."""
     rows = over_length().values()
-    lines = _lines(
-        rows,
-        logical_length,
-        lambda row: slots_of_request(row) * bytes_per_slot(row["config"]["shape"]) / 2**20,
-    )
+    lines = _lines(rows, logical_length, mebibytes_of_request)
     return Plot(_title("KV cache of a request", rows), "logical length, tokens", "MiB", lines)
 
 

@@ -1,17 +1,15 @@
 """The tables of the documents, each made from stored rows alone."""
 
-import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from accuracy.tables import TABLES as ACCURACY
+from model_shapes import attention_shape
 from online_tables import prefix, serving
 from ops_table import ops
 from stored import Row, newest, read, run_of, shape_name
 from table import device, device_and_budget, number, per_heading
 
-SHAPES = Path(__file__).parent / "shapes"
 WINDOW_STEPS = 1000  # a shorter window is one that was cut, which its cell says
 AT_ONE_LENGTH = "inter-token latency at one resident length"
 AT_LENGTH = re.compile(r"inter-token latency at (\d+) logical tokens")
@@ -63,7 +61,7 @@ def memory() -> str:
 
     def cell(row: Row) -> str:
         slots = slots_of_request(row)
-        size = slots * bytes_per_slot(_shape(row)) / 2**20
+        size = mebibytes_of_request(row)
         reference = _default_of(row, rows)
         share = f", 1/{slots_of_request(reference) / slots:.1f}" if reference else ""
         return f"{slots:,.0f} ({number(size)} MiB{share})"
@@ -134,11 +132,9 @@ def slots_of_request(row: Row) -> float:
     return sum(used) / len(used) / _batch(row)
 
 
-def bytes_per_slot(shape: str) -> int:
-    """Keys and values of one token in all layers, in bytes."""
-    config = json.loads((SHAPES / shape / "config.json").read_text())
-    head_dim = config["hidden_size"] // config["num_attention_heads"]
-    return int(2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim)
+def mebibytes_of_request(row: Row) -> float:
+    """KV cache in those slots."""
+    return slots_of_request(row) * attention_shape(_shape(row)).bytes_per_slot / 2**20
 
 
 TABLES: dict[str, Callable[[], str]] = {
