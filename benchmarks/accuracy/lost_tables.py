@@ -1,57 +1,63 @@
-"""Table and picture of the attention that given up tokens would have had, from stored rows.
+"""Tables and picture of the attention that given up tokens would have had, from stored rows.
 
 python -m accuracy.lost_tables --out ../docs/plots
 """
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from stored import Row, newest, read
+from stored import Row, distinct, newest, read
 
 # The head, as layer and query head, that fetches the operands' values: chosen by these rows, as the
 # one in which what policies lose goes with the chains that they get right.
 LOOK_UP = (2, 0)
-DRAWN_BUDGET = 288  # a quarter of the chains
+LENGTH = "1200"  # of the chains that are shown over the budget and drawn
+DRAWN_BUDGET = 288  # a quarter of them
 PANEL_INCHES = (1.9, 1.5)
 NAME = "attention-lost"
 
 
 def over_budget() -> str:
-    """For each task: what each policy loses over the budget; empty if nothing is stored."""
-    parts = []
-    rows = lost_rows()
-    for task in dict.fromkeys(row["config"]["task"] for row in rows):
-        cells = {(_method(row), _budget(row)): row for row in rows if row["config"]["task"] == task}
-        budgets = sorted({budget for _, budget in cells})
-        head = [f"{task}: lost, budget", *(f"{budget:,}" for budget in budgets)]
-        lines = [head, ["---", *("---:" for _ in budgets)]]
-        for method in dict.fromkeys(method for method, _ in cells):
-            found = (cells.get((method, budget)) for budget in budgets)
-            lines.append([f"`{method}`", *(_cell(row) if row else "" for row in found)])
-        chains = " or ".join(str(n) for n in sorted({row["repeats"] for row in cells.values()}))
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nn = {chains}.")
-    return "\n\n".join(parts)
+    """For each task of `LENGTH`: what each policy loses over the budget."""
+    rows = [row for row in lost_rows() if _length(row) == LENGTH]
+    return "\n\n".join(
+        _table([row for row in rows if _task(row) == task], f"{task}: lost, budget", _budget, _cell)
+        for task in distinct(map(_task, rows))
+    )
+
+
+def by_regime() -> str:
+    """For each other length and budget: what each policy loses in `LOOK_UP` in each regime."""
+    rows = [row for row in lost_rows() if _length(row) != LENGTH]
+    return "\n\n".join(
+        _table(
+            [row for row in rows if (_length(row), _budget(row)) == (length, budget)],
+            f"{length} tokens, L = {budget:,}",
+            lambda row: _task(row).partition(":")[0],
+            lambda row: f"{_looked_up(row):.2f}",
+        )
+        for length, budget in sorted({(_length(row), _budget(row)) for row in rows})
+    )
 
 
 def lost_rows() -> list[Row]:
     """Of each task, method and budget the newest row."""
-
-    def key(row: Row) -> tuple[str, str, int]:
-        return row["config"]["task"], _method(row), _budget(row)
-
-    return list(newest(read("attention_lost"), key).values())
+    rows = read("attention_lost")
+    return list(newest(rows, lambda row: (_task(row), _method(row), _budget(row))).values())
 
 
 def drawn_rows() -> list[Row]:
     """The rows that the picture shows."""
-    return [row for row in lost_rows() if _budget(row) == DRAWN_BUDGET]
+    rows = lost_rows()
+    return [row for row in rows if _length(row) == LENGTH and _budget(row) == DRAWN_BUDGET]
 
 
 def data(rows: list[Row]) -> str:
     """Returns all that the picture shows, as text; equal texts are equal pictures."""
-    shown = [[row["config"]["task"], _method(row), row["over_half"]] for row in rows]
+    shown = [[_task(row), _method(row), row["over_half"]] for row in rows]
     return json.dumps(shown, separators=(",", ":"))
 
 
@@ -64,8 +70,7 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
 
-    tasks = list(dict.fromkeys(row["config"]["task"] for row in rows))
-    methods = list(dict.fromkeys(_method(row) for row in rows))
+    tasks, methods = distinct(map(_task, rows)), distinct(map(_method, rows))
     size = PANEL_INCHES[0] * len(methods), PANEL_INCHES[1] * len(tasks) + 0.6
     figure, panels = pyplot.subplots(
         *(len(tasks), len(methods)),
@@ -74,7 +79,7 @@ def draw(rows: list[Row], path: Path) -> None:
     )
     shown = None
     for row in rows:
-        panel = panels[tasks.index(row["config"]["task"])][methods.index(_method(row))]
+        panel = panels[tasks.index(_task(row))][methods.index(_method(row))]
         share = [[100 * value for value in layer] for layer in row["over_half"]]
         shown = panel.imshow(
             share, norm=LogNorm(0.05, 30, clip=True), cmap="magma_r", interpolation="none"
@@ -91,11 +96,40 @@ def draw(rows: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _table(
+    rows: Sequence[Row],
+    corner: str,
+    column: Callable[[Row], str | int],
+    cell: Callable[[Row], str],
+) -> str:
+    """Methods downwards, ``column`` across."""
+    columns = distinct(map(column, rows))
+    cells = {(_method(row), column(row)): cell(row) for row in rows}
+    lines = [[corner, *map(str, columns)], ["---", *("---:" for _ in columns)]]
+    for method in distinct(map(_method, rows)):
+        lines.append([f"`{method}`", *(cells.get((method, at), "") for at in columns)])
+    chains = " or ".join(map(str, sorted({row["repeats"] for row in rows})))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nn = {chains}."
+
+
 def _cell(row: Row) -> str:
     """Mass and steps of all heads, and steps of the head that looks values up, in per cent."""
     mass, half = (100 * fmean(map(fmean, row[name])) for name in ("mass", "over_half"))
+    return f"{mass:.1f}, {half:.1f}, {_looked_up(row):.2f}"
+
+
+def _looked_up(row: Row) -> float:
+    """Steps in which the head that looks values up lost more than half, in per cent."""
     layer, head = LOOK_UP
-    return f"{mass:.1f}, {half:.1f}, {100 * row['over_half'][layer][head]:.2f}"
+    return 100 * float(row["over_half"][layer][head])
+
+
+def _task(row: Row) -> str:
+    return str(row["config"]["task"])
+
+
+def _length(row: Row) -> str:
+    return _task(row).partition(":")[2]
 
 
 def _method(row: Row) -> str:

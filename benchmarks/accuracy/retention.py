@@ -189,7 +189,7 @@ class Retention:
             used = _best(scores.masked_fill(~others, -math.inf), count) & others
             stamps.copy_(torch.where(used, now, stamps))
         elif rule.rule == "decay":
-            dated = now + rule.decay * scores.clamp(min=1e-30).log()
+            dated = now + (rule.decay * scores.clamp(min=1e-30).log()).floor()
             stamps.copy_(torch.where(others, torch.maximum(stamps, dated), stamps))
         elif rule.rule == "lrfu":
             stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(others, scores, 0.0))

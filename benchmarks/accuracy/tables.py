@@ -137,6 +137,7 @@ _MAKERS = {
 TABLES: dict[str, Callable[[], str]] = {
     **{name: lambda make=make: make(stored_rows()) for name, make in _MAKERS.items()},
     lost_tables.NAME: lambda: lost_tables.over_budget() or NOTHING,
+    "attention-lost-regimes": lambda: lost_tables.by_regime() or NOTHING,
 }
 
 

@@ -78,15 +78,21 @@ def test_a_budget_above_the_chain_loses_nothing_and_one_below_does():
 
 def test_the_table_has_means_over_heads_and_the_look_up_head(tmp_path, monkeypatch):
     (cell,) = make_cells(
-        {"tasks": ["milestone:46"], "methods": ["offline:rule=window"], "budgets": [16], "n": 2}, 0
+        {"tasks": ["milestone:1200"], "methods": ["offline:rule=window"], "budgets": [16], "n": 2},
+        0,
     )
     steps = cell.task.output_tokens - 1
-    book = Books(Retention(Rule("window"), torch.tensor([16, 16]), (3, 2, 4), PROMPT, 48), 2)
+    book = Books(Retention(Rule("window"), torch.tensor([16, 16]), (3, 2, 4), PROMPT, 16), 2)
     book.mass += steps / 4  # a quarter of each head's attention
     book.over_half[2, 0, 0, 0] = steps / 2  # one of two chains, half the time
     write(RowFile(tmp_path / "attention_lost.jsonl", 0, "c1"), cell, book)
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
     assert "| `offline:rule=window` | 25.0, 2.1, 25.00 |" in lost_tables.over_budget()
+    assert lost_tables.by_regime() == ""
+    stored_text = (tmp_path / "attention_lost.jsonl").read_text()
+    (tmp_path / "attention_lost.jsonl").write_text(stored_text.replace(":1200", ":602"))
+    assert "| 602 tokens, L = 16 | milestone |" in lost_tables.by_regime()
+    assert "| `offline:rule=window` | 25.00 |" in lost_tables.by_regime()
 
 
 def test_the_picture_shows_the_stored_rows():

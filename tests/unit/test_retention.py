@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from accuracy.grid import make_cells
 from accuracy.offline import decode
 from accuracy.retention import Retention, Rule
+from naive_policy import NaiveHead
 from reasoner.tokenizer import MODEL_DIR
 
 RULES = ["select,score=bound", "select", "decay", "top-r,score=bound", "recurrence,page=4", "lrfu"]
@@ -94,6 +95,39 @@ def test_h2o_keeps_the_heaviest_beside_the_newest_half():
     kept = retention.resident.nonzero()[:, 3].view(4, 4).tolist()
     # Where a head's token does not exist yet, the page being filled gets the attention.
     assert kept == [[0, 13, 14, 15], [0, 1, 14, 15], [1, 2, 14, 15], [2, 3, 14, 15]]
+
+
+@pytest.mark.parametrize("rule", ["window", "h2o", "top-r", "alpha", "decay"])
+def test_a_head_keeps_the_tokens_that_the_engine_keeps(rule):
+    settings = Rule(rule=rule, page=4, alpha=0.1, decay=16)
+    retention = Retention(settings, torch.tensor([32]), (1, 1, 4), 3, 200)
+    head = NaiveHead(rule if rule in ("window", "h2o") else "raas", 32, 4, settings.ratio, (0, 0))
+    random = torch.Generator().manual_seed(0)
+    for step in range(200):
+        head.store(step, [0.0])
+        now = torch.tensor(step)
+        if step % 4 == 0:
+            retention.begin_page(now)
+        seen = retention.visible(0, torch.empty(0), torch.empty(0), now)[0, 0, : step + 1]
+        assert set(seen.nonzero()[:, 0].tolist()) == set(head.tokens.values())
+        shares = torch.rand(step + 1, generator=random) ** 16 * seen
+        shares = torch.cat([torch.full((3,), 0.1), shares / shares.sum() * 0.7])
+        retention.observe(0, torch.empty(0), shares.view(1, 1, 1, -1), now)
+        tell(head, rule, step, shares[3:].tolist())
+
+
+def tell(head, rule, step, shares):
+    """Lets the naive head see the shares of generated tokens."""
+    own = [shares[page.birth : page.birth + len(page.keys)] for page in head.pages]
+    scores = {place: max(of_page) for place, of_page in enumerate(own)}
+    if rule == "top-r":
+        head.stamp_top(step, scores)
+    elif rule == "alpha":
+        head.stamp_above(step, scores, 0.1)
+    elif rule == "decay":
+        head.stamp_decayed(step, scores, 16)
+    for page, of_page in zip(head.pages, own, strict=True):
+        page.mass += sum(of_page)
 
 
 def test_random_draws_anew_for_each_head_and_eviction():
