@@ -1,0 +1,150 @@
+"""Where the time of a decode step goes: the kernels of some steps by name, arm by arm.
+
+Each arm decodes one batch until an evicting one is saturated; an arm that keeps every token gets
+there, or to --logical tokens, by its prompts. Then SGLang's own profiler records some steps. For
+each arm and batch one row holds the device's time and the kernels that took the most of it.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from arms import POLICIES, Arm, started
+from bench_decode import check_tokens
+from command_line import add_arms, begin_run, bench_parser, parse, say, weight_flags
+from decode_run import DecodeRun, Workload
+from kernel_times import ON_CPU, ON_GPU, Trace, read_trace
+from model_shapes import model_path_of
+from raas_sglang.cpu import has_driver
+from rows import RowFile
+from token_streams import OutOfTimeError
+
+POLL_S = 0.2
+NAME_WIDTH = 90
+SPARE_MESSAGES = 32
+# What a minute or two on a CPU can do, with the same code.
+QUICK = {
+    "shape": "reasoner",
+    "server_flags": "--sleep-on-idle",
+    "batches": [4],
+    "prompt": 32,
+    "kv_budget": 64,
+    "interval": 8,
+}
+
+
+def main() -> int:
+    args = parse_args()
+    deadline, rows = begin_run(args)
+    model_path = model_path_of(args.shape)
+    window = 2 * args.interval
+    load = Workload(args.prompt, args.kv_budget, window, args.interval, args.seed, model_path)
+    flags = server_flags(args, load)
+    arms = [Arm(name, model_path, load.budget, flags) for name in args.arms]
+    config = {"shape": args.shape, **load.config()}
+    with started(arms, say):
+        try:
+            check_tokens(arms, load, rows, config, deadline)
+            for batch in args.batches:
+                for arm in arms:
+                    trace = profile(arm, batch, args, load, deadline)
+                    write(arm, batch, trace, args, rows, config)
+        except OutOfTimeError:
+            say(f"{args.seconds} s are used up; {args.out} holds what was profiled")
+    return 0
+
+
+def profile(
+    arm: Arm, batch: int, args: argparse.Namespace, load: Workload, deadline: float
+) -> Trace:
+    """Records some steps of one batch on one arm.
+
+    Raises:
+        OutOfTimeError: the deadline has passed.
+        RuntimeError: a request failed, or the profiler did.
+    """
+    before = 2 * load.interval + (load.budget if arm.is_evicting else 0)
+    # Enough that the requests still run when the profiler has come to its last step.
+    tokens = before + args.steps + SPARE_MESSAGES * load.interval
+    if not arm.is_evicting:
+        length = args.logical or load.prompt + load.budget
+        load = dataclasses.replace(load, prompt=length - before)
+    run = DecodeRun(arm, load, batch, tokens)
+    run.advance(before, deadline)
+    mark = arm.log_size()
+    with tempfile.TemporaryDirectory() as folder:
+        activity = "GPU" if has_driver() else "CPU"
+        chosen = {"num_steps": args.steps, "activities": [activity], "with_stack": False}
+        arm.post("/start_profile", output_dir=folder, **chosen)
+        while "Profiling done" not in arm.server.log()[mark:]:
+            if time.monotonic() > deadline:
+                raise OutOfTimeError
+            time.sleep(POLL_S)
+        run.end()
+        # Of several ranks the first: they do the same.
+        path = min(Path(folder).rglob("*.trace.json*"))
+        return read_trace(path, ON_GPU if has_driver() else ON_CPU)
+
+
+def write(
+    arm: Arm,
+    batch: int,
+    trace: Trace,
+    args: argparse.Namespace,
+    rows: RowFile,
+    config: dict[str, Any],
+) -> None:
+    """Stores and prints what was recorded."""
+    chosen = {**config, "arm": arm.name, "batch": batch}
+    chosen |= {"logical": args.logical, "recorded_steps": args.steps}
+    longest = [
+        {"kernel": kernel.name[:NAME_WIDTH], "calls": kernel.calls, "us": kernel.microseconds}
+        for kernel in trace.kernels[: args.kernels]
+    ]
+    about = {"span_us": trace.span, "kernels": longest, "flags": arm.flags}
+    rows.write("device time of the recorded steps", [trace.busy], "us", chosen, **about)
+    print(f"{arm.name}, batch {batch}: busy {trace.busy:.0f} us of {trace.span:.0f} us")
+    for kernel in trace.kernels[: args.kernels]:
+        each = kernel.microseconds / kernel.calls
+        print(f"{kernel.microseconds:12.1f} us {kernel.calls:6d} x {each:9.2f}  ", end="")
+        print(kernel.name[:NAME_WIDTH], flush=True)
+
+
+def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
+    """The command line that all arms share."""
+    most = max(args.batches)
+    longest = max(args.logical or 0, load.prompt + load.budget)
+    pool = most * (longest + args.steps + SPARE_MESSAGES * load.interval) + 4096
+    # Arms that share a device see each other's memory as taken while they size their pools.
+    share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
+    return [
+        *weight_flags(args.shape),
+        *share,
+        *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
+        *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
+        *("--max-running-requests", str(most), "--max-total-tokens", str(pool)),
+        *(("--cuda-graph-max-bs-decode", str(most)) if has_driver() else ()),
+        *shlex.split(args.server_flags),
+    ]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = bench_parser(__doc__)
+    add_arms(parser, POLICIES, ["default", "raas"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64])
+    parser.add_argument("--logical", type=int, help="length of dense texts, prompt + L by default")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument("--kv-budget", type=int, default=1024, help="L in tokens")
+    parser.add_argument("--interval", type=int, default=16, help="tokens in one message")
+    parser.add_argument("--steps", type=int, default=8, help="decode steps that are recorded")
+    parser.add_argument("--kernels", type=int, default=30, help="how many are stored and printed")
+    return parse(parser, QUICK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
