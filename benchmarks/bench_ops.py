@@ -9,17 +9,13 @@ staggered steps: one in 16 begins a page, but where it is said that all do.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from model_shapes import AttentionShape, attention_shape
 from raas_kernels import (
@@ -32,6 +28,7 @@ from raas_kernels import (
     torch_ops,
     triton_ops,
 )
+from rows import RowFile
 
 try:
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -236,66 +233,44 @@ def main() -> None:
     args = parse_args()
     stopwatch = Stopwatch(args.repeats)
     bandwidths = stopwatch.bandwidths()
-    common = environment(args) | bandwidths
-    print(f"{common['gpu']} {bandwidths}")
+    rows = RowFile(args.out, args.seed, args.commit)
+    print(f"{torch.cuda.get_device_name()} {bandwidths}")
     print("us of all layers, us of one, share of the larger bandwidth")
-    with args.out.open("w") as out:
-        for name in args.shape:
-            check(SHAPES[name], args.seed)
-            for budget in args.budget:
-                for batch_size in args.batch:
-                    work = Workload(SHAPES[name], budget, batch_size, args.seed)
-                    for case in work.cases():
-                        row = measure(case, stopwatch, max(bandwidths.values()))
-                        row["config"] = {"shape": name, "budget": budget, "batch": batch_size}
-                        row["config"] |= SHAPES[name]._asdict()
-                        out.write(json.dumps(row | common) + "\n")
-                        out.flush()
-                        print_row(row)
-                    del work, case
+    for name in args.shape:
+        check(SHAPES[name], args.seed)
+        for budget in args.budget:
+            for batch_size in args.batch:
+                work = Workload(SHAPES[name], budget, batch_size, args.seed)
+                config = {"shape": name, "budget": budget, "batch": batch_size}
+                config |= SHAPES[name]._asdict()
+                for case in work.cases():
+                    print_row(measure(case, stopwatch, bandwidths, rows, config))
+                del work, case
 
 
-def measure(case: Case, stopwatch: Stopwatch, bandwidth: int) -> dict[str, Any]:
-    times = sorted(stopwatch(case.run))
-    median = statistics.median(times)
-    return {
-        "op": case.op,
-        "result": round(median, 2),
-        "unit": "us for all layers of one step",
-        "spread": [round(times[0], 2), round(times[-1], 2)],
-        "bytes": case.bytes_moved,
-        "share_of_bandwidth": round(case.bytes_moved / median / 1e3 / bandwidth, 3),
-    }
+def measure(
+    case: Case,
+    stopwatch: Callable[[Callable[[], None]], list[float]],
+    bandwidths: dict[str, int],
+    rows: RowFile,
+    config: dict[str, Any],
+) -> dict[str, Any]:
+    """Times a case, stores it and returns its row."""
+    times = stopwatch(case.run)
+    gb_s = case.bytes_moved / statistics.median(times) / 1e3
+    share = round(gb_s / max(bandwidths.values()), 3)
+    about = {"bytes": case.bytes_moved, "share_of_bandwidth": share, **bandwidths}
+    return rows.write(case.op, times, "us for all layers of one step", config, **about)
 
 
 def print_row(row: dict[str, Any]) -> None:
     config = row["config"]
     where = f"{config['shape']:>5} L {config['budget']:>5} batch {config['batch']:>3}"
-    each = row["result"] / config["layers"]
+    each = row["value"] / config["layers"]
     share = 100 * row["share_of_bandwidth"]
-    print(f"{where}  {row['op']:<26}{row['result']:>9.1f} {each:>7.2f} {share:>6.1f} %", flush=True)
-
-
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader"]
-    driver, clock = subprocess.check_output(query, text=True).splitlines()[0].split(", ")
-    return {
-        "command": " ".join(["python3", *sys.argv]),
-        "commit": args.commit or described_commit(),
-        "gpu": torch.cuda.get_device_name(),
-        "driver": driver,
-        "sm_clock": clock,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "seed": args.seed,
-        "repeats": args.repeats,
-    }
-
-
-def described_commit() -> str:
-    describe = ["git", "describe", "--always", "--dirty"]
-    return subprocess.check_output(describe, text=True).strip()
+    print(
+        f"{where}  {row['result']:<26}{row['value']:>9.1f} {each:>7.2f} {share:>6.1f} %", flush=True
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -306,7 +281,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="of which the median counts")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--commit", help="where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="file for the rows, JSON lines")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
     return parser.parse_args()
 
 

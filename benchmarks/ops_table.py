@@ -6,7 +6,7 @@ from table import number, per_heading
 
 def ops() -> str:
     """Time of each kernel for all layers of a step, over the batch."""
-    rows = newest(read("ops"), lambda row: (_heading(row), row["op"], _batch(row)))
+    rows = newest(read("ops"), lambda row: (_heading(row), row["result"], _batch(row)))
     corner = "us for all layers of a step (share of the bandwidth), batch"
     return per_heading(list(rows.values()), _heading, corner, _op, _batch, _cell)
 
@@ -16,7 +16,7 @@ def _heading(row: Row) -> str:
 
 
 def _op(row: Row) -> str:
-    return f"`{row['op']}`"
+    return f"`{row['result']}`"
 
 
 def _batch(row: Row) -> int:
@@ -24,4 +24,4 @@ def _batch(row: Row) -> int:
 
 
 def _cell(row: Row) -> str:
-    return f"{number(row['result'])} ({row['share_of_bandwidth']:.0%})"
+    return f"{number(row['value'])} ({row['share_of_bandwidth']:.0%})"

@@ -61,6 +61,7 @@ def source(rows: Iterable[Row]) -> str:
 
 def _version(row: Row) -> str:
     """What was measured; kernels alone need no SGLang."""
-    if "versions" in row:
-        return f"SGLang {row['versions']['sglang']}"
-    return f"torch {row['torch']}, Triton {row['triton']}"
+    versions = row["versions"]
+    if "sglang" in versions:
+        return f"SGLang {versions['sglang']}"
+    return f"torch {versions['torch']}, Triton {versions['triton']}"
