@@ -175,7 +175,8 @@ class ArmBench:
         config = {"shape": self.args.shape, "arm": self.arm.name, **dataclasses.asdict(work)}
         config |= {"state": state, "queue": kind}
         about = {"pool_size": self.pool, "memory_fraction": self.memory_fraction}
-        about |= {"flags": self.arm.flags}
+        # Of one run, so its parts say how far it scattered.
+        about |= {"spread": [min(seen.parts), max(seen.parts)], "flags": self.arm.flags}
         self.rows.write("throughput", [rate], "tokens/s", config, **details, **about)
         say(
             f"{self.arm.name}, output {work.output}, L {work.budget}, {state}, queue {kind}: "
