@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 
+from graph_timing import captured, milliseconds
 from model_shapes import attention_shape
 from raas_kernels import DecodeBatch, EvictionBuffers, Policy, RequestTables
 from raas_kernels.exact_scores import AttentionLogits, score_logits
@@ -124,27 +125,6 @@ class Decode:
     def key_bytes(self) -> int:
         """Bytes that a second reading of the budget's keys moves, in one layer."""
         return self.rows * self.budget * self.heads * DIM * DTYPE.itemsize
-
-
-def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Warms up and captures ``run``."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
-def milliseconds(run: Callable[[], None], times: int) -> float:
-    """Time of one run, over ``times`` of them in a row."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / times
 
 
 def copy_bandwidth() -> float:

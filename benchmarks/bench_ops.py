@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from graph_timing import captured, milliseconds
 from model_shapes import AttentionShape, attention_shape
 from raas_kernels import (
     DecodeBatch,
@@ -211,22 +212,13 @@ class Stopwatch:
         return {"copy_gb_s": round(2 * size / copied / 1e3), "read_gb_s": round(size / read / 1e3)}
 
     def _graph_us(self, run: Callable[[], None]) -> list[float]:
-        run()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        def run_cold() -> None:
             self.weights.sum()
             run()
+
+        graph = captured(run_cold)
         graph.replay()
-        times = []
-        for _ in range(self.repeats):
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            began.record()
-            for _ in range(REPLAYS):
-                graph.replay()
-            ended.record()
-            torch.cuda.synchronize()
-            times.append(began.elapsed_time(ended) * 1e3 / REPLAYS)
-        return times
+        return [1e3 * milliseconds(graph.replay, REPLAYS) for _ in range(self.repeats)]
 
 
 def main() -> None:
