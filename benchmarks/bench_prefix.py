@@ -34,6 +34,7 @@ POLL_S = 0.05
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
+    "server_flags": "--sleep-on-idle",
     "prefix": 512,
     "own": 16,
     "requests": 8,
@@ -72,7 +73,7 @@ class Round:
         cold: Seconds to the first token of the request that brings the prefix.
         first: Seconds to the first token of each of the others.
         cached: Tokens that each of the others found in the radix cache.
-        pool_tokens: Slots in use while all decode, in the last log line.
+        pool_tokens: Slots in use while all decode, at the most.
         held: What they must be if the prefix is held once.
 
     Raises:
@@ -129,7 +130,7 @@ class Round:
         lines = [line for line in self._arm.decode_batches(mark) if line.running == args.requests]
         if not lines:
             raise RuntimeError(f"arm {name} must log a step of all requests; raise --output")
-        self.pool_tokens = lines[-1].pool_tokens
+        self.pool_tokens = max(line.pool_tokens for line in lines)
         kept = min(args.output, args.kv_budget) if self._arm.is_evicting else args.output
         self.held = args.prefix + args.requests * (args.own + kept)
         if self.pool_tokens > self.held:
