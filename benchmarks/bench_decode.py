@@ -27,6 +27,7 @@ from token_streams import OutOfTimeError
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
+    "server_flags": "--sleep-on-idle",
     "batches": [1, 4],
     "rounds": 3,
     "prompt": 32,
