@@ -18,6 +18,7 @@ OFFLINE = (
     "offline:rule=top-r",
     "offline:rule=decay",
     "offline:page=4,rule=decay",
+    "offline:page=4,rule=h2o",
 )
 OFFLINE_CONTROLS = ("offline:rule=window", "offline:rule=random", "offline:rule=h2o")
 SIGNIFICANT = 0.05
@@ -123,7 +124,7 @@ def _of_all(rows: Sequence[Row]) -> str:
 
 def _of_others(rows: Sequence[Row]) -> str:
     tried = [row for row in rows if row["method"] not in (*CONTROLS, *OFFLINE_CONTROLS, "dense")]
-    several = {row["task"] for row in tried if row["method"] not in DEFAULTS}
+    several = {row["task"] for row in tried if row["method"] not in (*DEFAULTS, *OFFLINE)}
     return over_budget([row for row in tried if row["task"] in several])
 
 
