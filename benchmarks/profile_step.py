@@ -44,8 +44,9 @@ def main() -> int:
     model_path = model_path_of(args.shape)
     window = 2 * args.interval
     load = Workload(args.prompt, args.kv_budget, window, args.interval, args.seed, model_path)
-    flags = server_flags(args, load)
-    arms = [Arm(name, model_path, load.budget, flags) for name in args.arms]
+    arms = [
+        Arm(name, model_path, load.budget, server_flags(args, load, name)) for name in args.arms
+    ]
     config = {"shape": args.shape, **load.config()}
     with started(arms, say):
         try:
@@ -115,10 +116,12 @@ def write(
         print(kernel.name[:NAME_WIDTH], flush=True)
 
 
-def server_flags(args: argparse.Namespace, load: Workload) -> list[str]:
-    """The command line that all arms share."""
+def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str]:
+    """The command line of an arm without its policy: the same for all but the pool."""
     most = max(args.batches)
-    longest = max(args.logical or 0, load.prompt + load.budget)
+    longest = load.prompt + load.budget
+    if not arm.startswith("raas"):
+        longest = max(args.logical or 0, longest)
     pool = most * (longest + args.steps + SPARE_MESSAGES * load.interval) + 4096
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
