@@ -18,6 +18,7 @@ OFFLINE = (
     "offline:rule=top-r",
     "offline:rule=decay",
     "offline:page=4,rule=decay",
+    "offline:decay=128,floor=48,page=4,rule=lrfu",
     "offline:page=4,rule=h2o",
 )
 OFFLINE_CONTROLS = ("offline:rule=window", "offline:rule=random", "offline:rule=h2o")
