@@ -25,9 +25,14 @@ DTYPE = torch.bfloat16
 WORKSPACE = 256 << 20  # bytes
 # How far two kernels may be apart, of outputs that are at most about 0.2.
 TOLERANCE = 2e-3
+# The first is how SGLang plans for a CUDA graph. The others have as many blocks as they need, which
+# a graph can have too while rows stay as they are; in graph mode FlashInfer adds more, and does not
+# mask them without split KV.
 PLANS: dict[str, dict[str, Any]] = {
     "decode attention, FlashInfer": {},
-    "decode attention, FlashInfer without split KV": {"disable_split_kv": True},
+    "decode attention, FlashInfer, unsplit": {"disable_split_kv": True},
+    "decode attention, FlashInfer, 256 tokens a split": {"fixed_split_size": 256},
+    "decode attention, FlashInfer, 512 tokens a split": {"fixed_split_size": 512},
 }
 
 
@@ -60,15 +65,18 @@ class Attention:
 
     def _flashinfer(self, plan: dict[str, Any]) -> Callable[[int], torch.Tensor]:
         shape, last_page = self.shape, torch.ones_like(self.lens)
+        graph = {
+            "use_cuda_graph": True,
+            "paged_kv_indptr_buffer": self.indptr.clone(),
+            "paged_kv_indices_buffer": self.indices.clone(),
+            "paged_kv_last_page_len_buffer": last_page,
+        }
         wrapper = BatchDecodeWithPagedKVCacheWrapper(
             self.workspace,
             "NHD",
             backend="fa2",
             use_tensor_cores=shape.q_heads // shape.kv_heads >= 4,
-            use_cuda_graph=True,
-            paged_kv_indptr_buffer=self.indptr.clone(),
-            paged_kv_indices_buffer=self.indices.clone(),
-            paged_kv_last_page_len_buffer=last_page,
+            **({} if plan else graph),
         )
         wrapper.plan(
             *(self.indptr, self.indices, last_page),

@@ -27,6 +27,7 @@ from token_streams import OutOfTimeError
 POLL_S = 0.2
 NAME_WIDTH = 90
 SPARE_MESSAGES = 32
+WARM_UP_TOKENS = 4096  # the profiler takes seconds to begin at first
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
@@ -51,6 +52,8 @@ def main() -> int:
     with started(arms, say):
         try:
             check_tokens(arms, load, rows, config, deadline)
+            for arm in arms:
+                record(arm, 1, WARM_UP_TOKENS, args, load, deadline)
             for batch in args.batches:
                 for arm in arms:
                     trace = profile(arm, batch, args, load, deadline)
@@ -67,11 +70,39 @@ def profile(
 
     Raises:
         OutOfTimeError: the deadline has passed.
-        RuntimeError: a request failed, or the profiler did.
+        RuntimeError: a request failed or ended too early, or the profiler failed.
+    """
+    # Enough that the requests still run when the profiler has come to its last step.
+    spare = SPARE_MESSAGES * load.interval
+    trace, are_running = record(arm, batch, spare, args, load, deadline)
+    if not are_running:
+        raise RuntimeError(
+            f"all {batch} requests of arm {arm.name} must run until the steps are recorded, but "
+            "some had ended; record fewer --steps or raise SPARE_MESSAGES"
+        )
+    return trace
+
+
+def record(
+    arm: Arm,
+    batch: int,
+    spare: int,
+    args: argparse.Namespace,
+    load: Workload,
+    deadline: float,
+) -> tuple[Trace, bool]:
+    """Records some steps and says if all requests still ran after them; errors as of `profile`.
+
+    Args:
+        arm: A started server, running nothing.
+        batch: Requests.
+        spare: Tokens that each may generate beyond the recorded ones, while the profiler works.
+        args: The command line.
+        load: The requests.
+        deadline: `time.monotonic` at which to give up.
     """
     before = 2 * load.interval + (load.budget if arm.is_evicting else 0)
-    # Enough that the requests still run when the profiler has come to its last step.
-    tokens = before + args.steps + SPARE_MESSAGES * load.interval
+    tokens = before + args.steps + spare
     if not arm.is_evicting:
         length = args.logical or load.prompt + load.budget
         load = dataclasses.replace(load, prompt=length - before)
@@ -86,10 +117,11 @@ def profile(
             if time.monotonic() > deadline:
                 raise OutOfTimeError
             time.sleep(POLL_S)
+        are_running = max(run.streams.counts()) < tokens
         run.end()
         # Of several ranks the first: they do the same.
         path = min(Path(folder).rglob("*.trace.json*"))
-        return read_trace(path, ON_GPU if has_driver() else ON_CPU)
+        return read_trace(path, ON_GPU if has_driver() else ON_CPU), are_running
 
 
 def write(
@@ -122,7 +154,7 @@ def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str
     longest = load.prompt + load.budget
     if not arm.startswith("raas"):
         longest = max(args.logical or 0, longest)
-    pool = most * (longest + args.steps + SPARE_MESSAGES * load.interval) + 4096
+    pool = most * (longest + args.steps + SPARE_MESSAGES * load.interval) + 2 * WARM_UP_TOKENS
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
     return [

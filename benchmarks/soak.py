@@ -8,6 +8,9 @@ independently of the batch, so a request that was not interrupted must answer, w
 it answered alone. An interrupted dense one is computed again in larger pieces, which may round
 differently; it must still be the right chain. Anything else is a wrong answer. SGLang's strict
 memory checks are on all the time and end the server at the first slot that is lost.
+
+How fast that is depends on the host, which is no more equal to itself after ten minutes. So in the
+end a fresh server is started beside the old one, and the same crowd asks both in turns.
 """
 
 import argparse
@@ -33,15 +36,18 @@ from raas_sglang.cpu import has_driver
 from rows import RowFile
 
 TIMEOUT_S = 600
-SPARE_S = 30.0  # for the last answers and the end of the server
+SPARE_S = 120.0  # for the last answers, a fresh server and the end of both
 DISCONNECTED, ABORTED = 0.1, 0.1  # shares of the requests
 STREAM_INTERVAL = 8  # tokens in one message
 TENTHS = 10
 WARM_UP = 0.05  # of the time: the clients begin together and have to spread first
+TURN_WARM_UP = 0.3  # of a turn, for the same reason
 # What admission expects of a dense request, in tokens: less than it takes, so memory runs out.
 EXPECTED_TOKENS = "16"
 QUICK = {
     "minutes": 1.0,
+    "rounds": 3,
+    "turn": 6.0,
     "clients": 6,
     "lines": [5, 8],
     "budgets": [32, 160],
@@ -101,10 +107,10 @@ class Dealer:
 def main() -> int:
     args = parse_args()
     deadline, rows = begin_run(args)
-    latest = deadline - SPARE_S
+    turns = 2 * (args.rounds + 1) * args.turn
+    latest = deadline - turns - SPARE_S
     catalogue = make_catalogue(args.lines, args.budgets, args.seed)
-    arm = Arm("raas", REASONER, min(args.budgets), server_flags(args))
-    arm.server.environment |= {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": EXPECTED_TOKENS}
+    arm, fresh = new_arm(args), new_arm(args)
     with started([arm], say):
         alone = run_alone(arm, catalogue)
         begin = time.monotonic()
@@ -117,6 +123,8 @@ def main() -> int:
         arm.clear()
         held = arm.server.used_tokens()
         has_tree = not arm.information()["disable_radix_cache"]
+        with started([fresh], say):
+            speeds = run_turns([arm, fresh], catalogue, args)
         is_alive = arm.server.is_alive()
     config = {name: getattr(args, name) for name in ("clients", "lines", "budgets", "pool")}
     config |= {
@@ -126,6 +134,7 @@ def main() -> int:
         "flags": arm.flags,
     }
     broken = write(outcomes, held, (begin + WARM_UP * (end - begin), end), rows, config)
+    write_turns(speeds, rows, config)
     if not is_alive:
         broken.append("the server must live to the end")
     for line in broken:
@@ -161,6 +170,21 @@ def run_crowd(arm: Arm, dealer: Dealer, clients: int) -> list[Outcome]:
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(client) for _ in range(clients)]
         return [outcome for future in futures for outcome in future.result()]
+
+
+def run_turns(
+    arms: list[Arm], catalogue: list[Entry], args: argparse.Namespace
+) -> list[list[float]]:
+    """Lets the crowd ask each arm in turns, the same each time; returns tokens/s, arm by arm."""
+    speeds: list[list[float]] = [[] for _ in arms]
+    for number in range(args.rounds + 1):
+        for arm, seen in zip(arms, speeds, strict=True):
+            begin = time.monotonic()
+            end = begin + args.turn
+            outcomes = run_crowd(arm, Dealer(catalogue, args.seed + number, end), args.clients)
+            seen.append(throughput(outcomes, begin + TURN_WARM_UP * args.turn, end))
+    # The first turns fill the radix tree, and warm up what is fresh.
+    return [seen[1:] for seen in speeds]
 
 
 def ask(arm: Arm, number: int, entry: Entry, ending: str, share: float) -> Outcome:
@@ -225,7 +249,10 @@ def write(
     dense = sum(o.interruptions for o in outcomes if o.entry.policy == "dense")
     rows.write("interruptions of dense requests", [dense], "interruptions", config)
     rows.write("tokens in the pool after the end", [held], "tokens", config)
-    speeds = throughput(outcomes, *span)
+    begin, length = span[0], (span[1] - span[0]) / TENTHS
+    speeds = [
+        throughput(outcomes, begin + i * length, begin + (i + 1) * length) for i in range(TENTHS)
+    ]
     change = speeds[-1] / speeds[0] - 1
     rows.write("throughput in each tenth", speeds, "tokens/s", config, last_over_first=1 + change)
     say(f"{len(outcomes)} answers, {dict(verdicts)}, {dense} interruptions of dense requests")
@@ -238,14 +265,26 @@ def write(
     return [promise for promise, kept in promises.items() if not kept]
 
 
-def throughput(outcomes: list[Outcome], begin: float, end: float) -> list[float]:
-    """Tokens per second in each tenth of a stretch of time."""
-    length = (end - begin) / TENTHS
-    return [
-        sum(o.tokens_between(begin + i * length, begin + (i + 1) * length) for o in outcomes)
-        / length
-        for i in range(TENTHS)
-    ]
+def write_turns(speeds: list[list[float]], rows: RowFile, config: dict[str, Any]) -> None:
+    """Stores how fast the old server is beside a fresh one."""
+    old, fresh = speeds
+    ratios = [ours / theirs for ours, theirs in zip(old, fresh, strict=True)]
+    about = {"old": old, "fresh": fresh}
+    row = rows.write("throughput beside a fresh server", ratios, "old / fresh", config, **about)
+    low, high = row["spread"]
+    say(f"throughput beside a fresh server: {row['value']:.3f} ({low:.3f} to {high:.3f})")
+
+
+def throughput(outcomes: list[Outcome], begin: float, end: float) -> float:
+    """Tokens per second in a stretch of time."""
+    return sum(o.tokens_between(begin, end) for o in outcomes) / (end - begin)
+
+
+def new_arm(args: argparse.Namespace) -> Arm:
+    """A server that is not started yet."""
+    arm = Arm("raas", REASONER, min(args.budgets), server_flags(args))
+    arm.server.environment |= {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": EXPECTED_TOKENS}
+    return arm
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:
@@ -265,6 +304,8 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of the crowd")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each server in the end")
+    parser.add_argument("--turn", type=float, default=10.0, help="seconds of a turn")
     parser.add_argument("--clients", type=int, default=64, help="requests at the same time")
     parser.add_argument("--lines", type=int, nargs="+", default=[12, 36], help="of the programs")
     parser.add_argument(
