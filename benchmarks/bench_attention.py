@@ -10,16 +10,14 @@ page, in random slots. Before anything is timed the arms must agree.
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 from sgl_kernel.flash_attn import flash_attn_with_kvcache, get_scheduler_metadata
 
-from bench_ops import SHAPES, Case, Stopwatch, measure, print_row
 from model_shapes import AttentionShape
-from rows import RowFile
+from op_run import SHAPES, Case, OpRun, op_parser
 
 DTYPE = torch.bfloat16
 WORKSPACE = 1 << 30  # bytes; the smallest splits need a third of it
@@ -149,31 +147,21 @@ def cases(attention: Attention) -> list[Case]:
 def main() -> None:
     args = parse_args()
     torch.manual_seed(args.seed)
-    stopwatch = Stopwatch(args.repeats)
-    bandwidths = stopwatch.bandwidths()
-    rows = RowFile(args.out, args.seed, args.commit)
-    print(f"{torch.cuda.get_device_name()} {bandwidths}")
-    print("us of all layers, us of one, share of the larger bandwidth")
+    run = OpRun(args)
     for name in args.shape:
         for batch_size in args.batch:
             attention = Attention(SHAPES[name], batch_size, args.prompt + args.budget)
             config = {"shape": name, "budget": args.budget, "batch": batch_size}
-            config |= {"prompt": args.prompt, **SHAPES[name]._asdict()}
+            config |= {"prompt": args.prompt}
             for case in cases(attention):
-                print_row(measure(case, stopwatch, bandwidths, rows, config))
+                run.time(case, config)
             del attention, case
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 16, 64, 128, 256])
+    parser = op_parser(__doc__)
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--budget", type=int, default=1024, help="L in tokens")
-    parser.add_argument("--repeats", type=int, default=7, help="of which the median counts")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--commit", help="where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
     return parser.parse_args()
 
 

@@ -16,14 +16,13 @@ import torch
 from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
 
 from graph_timing import captured, milliseconds
-from model_shapes import attention_shape
+from op_run import SHAPES
 from raas_kernels import DecodeBatch, EvictionBuffers, Policy, RequestTables
 from raas_kernels.exact_scores import AttentionLogits, score_logits
 from raas_kernels.layout import StepBuffers, StepOptions
 from raas_sglang.attention.logits import LogitsDecodeWrapper, compile_logits_module
 from rows import RowFile
 
-SHAPES = {name: attention_shape(f"qwen2.5-{name.lower()}") for name in ("7B", "1.5B")}
 # Both have these layers and this head size.
 LAYERS, _, _, DIM = SHAPES["7B"]
 PAGE, DTYPE = 16, torch.bfloat16

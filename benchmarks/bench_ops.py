@@ -9,16 +9,14 @@ staggered steps: one in 16 begins a page, but where it is said that all do.
 """
 
 import argparse
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from graph_timing import captured, milliseconds
-from model_shapes import AttentionShape, attention_shape
+from model_shapes import AttentionShape
+from op_run import SHAPES, Case, OpRun, op_parser
 from raas_kernels import (
     DecodeBatch,
     EvictionBuffers,
@@ -29,7 +27,6 @@ from raas_kernels import (
     torch_ops,
     triton_ops,
 )
-from rows import RowFile
 
 try:
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -38,18 +35,6 @@ except ImportError:
 
 PROMPT_LEN, PAGE_SIZE = 256, 16
 CACHE_SLOTS = 1 << 16
-REPLAYS = 10
-
-
-class Case(NamedTuple):
-    """One thing to time: ``run`` does it for all layers."""
-
-    op: str
-    run: Callable[[], None]
-    bytes_moved: int
-
-
-SHAPES = {name: attention_shape(f"qwen2.5-{name.lower()}") for name in ("7B", "1.5B")}
 
 
 class Workload:
@@ -191,89 +176,23 @@ def check(shape: AttentionShape, seed: int) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
-class Stopwatch:
-    """Times CUDA graphs that begin with a cold L2."""
-
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
-        self.weights = torch.zeros(24 << 20, dtype=torch.float32, device="cuda")  # 2x the L2
-        self.flush_us = statistics.median(self._graph_us(lambda: None))
-
-    def __call__(self, run: Callable[[], None]) -> list[float]:
-        """Microseconds of one run, once for each repeat."""
-        return [each - self.flush_us for each in self._graph_us(run)]
-
-    def bandwidths(self) -> dict[str, int]:
-        """GB/s of a large copy on the device, bytes read and written, and of a large read."""
-        source = torch.ones(1 << 28, dtype=torch.float32, device="cuda")
-        copy = partial(torch.neg, source, out=torch.empty_like(source))
-        size = 4 * len(source)
-        copied, read = (statistics.median(self(run)) for run in (copy, source.sum))
-        return {"copy_gb_s": round(2 * size / copied / 1e3), "read_gb_s": round(size / read / 1e3)}
-
-    def _graph_us(self, run: Callable[[], None]) -> list[float]:
-        def run_cold() -> None:
-            self.weights.sum()
-            run()
-
-        graph = captured(run_cold)
-        graph.replay()
-        return [1e3 * milliseconds(graph.replay, REPLAYS) for _ in range(self.repeats)]
-
-
 def main() -> None:
     args = parse_args()
-    stopwatch = Stopwatch(args.repeats)
-    bandwidths = stopwatch.bandwidths()
-    rows = RowFile(args.out, args.seed, args.commit)
-    print(f"{torch.cuda.get_device_name()} {bandwidths}")
-    print("us of all layers, us of one, share of the larger bandwidth")
+    run = OpRun(args)
     for name in args.shape:
         check(SHAPES[name], args.seed)
         for budget in args.budget:
             for batch_size in args.batch:
                 work = Workload(SHAPES[name], budget, batch_size, args.seed)
                 config = {"shape": name, "budget": budget, "batch": batch_size}
-                config |= SHAPES[name]._asdict()
                 for case in work.cases():
-                    print_row(measure(case, stopwatch, bandwidths, rows, config))
+                    run.time(case, config)
                 del work, case
 
 
-def measure(
-    case: Case,
-    stopwatch: Callable[[Callable[[], None]], list[float]],
-    bandwidths: dict[str, int],
-    rows: RowFile,
-    config: dict[str, Any],
-) -> dict[str, Any]:
-    """Times a case, stores it and returns its row."""
-    times = stopwatch(case.run)
-    gb_s = case.bytes_moved / statistics.median(times) / 1e3
-    share = round(gb_s / max(bandwidths.values()), 3)
-    about = {"bytes": case.bytes_moved, "share_of_bandwidth": share, **bandwidths}
-    return rows.write(case.op, times, "us for all layers of one step", config, **about)
-
-
-def print_row(row: dict[str, Any]) -> None:
-    config = row["config"]
-    where = f"{config['shape']:>5} L {config['budget']:>5} batch {config['batch']:>3}"
-    each = row["value"] / config["layers"]
-    share = 100 * row["share_of_bandwidth"]
-    print(
-        f"{where}  {row['result']:<26}{row['value']:>9.1f} {each:>7.2f} {share:>6.1f} %", flush=True
-    )
-
-
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser = op_parser(__doc__)
     parser.add_argument("--budget", nargs="+", type=int, default=[1024, 4096])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 16, 64, 128, 256])
-    parser.add_argument("--repeats", type=int, default=7, help="of which the median counts")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--commit", help="where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
     return parser.parse_args()
 
 

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-import bench_ops
 import stored
 import tables
-from bench_ops import SHAPES, Case
+from op_run import SHAPES, Case, measure, print_row
 from rows import RowFile
 
 
@@ -17,11 +16,11 @@ def test_a_kernel_is_held_against_the_larger_bandwidth(tmp_path, monkeypatch, ca
     config = {"shape": "7B", "budget": 1024, "batch": 64, **SHAPES["7B"]._asdict()}
     bandwidths = {"copy_gb_s": 2000, "read_gb_s": 4000}
     # The median: 4 MB in 2 us, so 2 TB/s.
-    row = bench_ops.measure(case, lambda run: [1.0, 4.0, 2.0], bandwidths, rows, config)
+    row = measure(case, lambda run: [1.0, 4.0, 2.0], bandwidths, rows, config)
     assert (row["result"], row["value"], row["spread"]) == ("score_pages", 2.0, [1.0, 4.0])
     assert row["share_of_bandwidth"] == pytest.approx(0.5)
     assert row["versions"]["torch"]
-    bench_ops.print_row(row)
+    print_row(row)
     assert capsys.readouterr().out.split()[-2:] == ["50.0", "%"]
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
     assert "| `score_pages` | 2.00 (50%) |" in tables.ops()
