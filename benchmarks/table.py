@@ -1,6 +1,6 @@
 """A table of stored rows in Markdown: arms and the like downwards, one quantity across."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from stored import Row, distinct, gpus, source
 
@@ -23,11 +23,12 @@ def per_heading(
         cells = {(label(row), column(row)): cell(row) for row in chosen}
         if len(cells) < len(chosen):
             raise ValueError(f"a cell of the table {corner!r} must have one row, got more")
-        lines = [[f"{heading}: {corner}", *(f"{value:,g}" for value in columns)]]
-        lines += [["---", *("---:" for _ in columns)]]
-        for name in distinct(label(row) for row in chosen):
-            lines.append([name, *(cells.get((name, value), "") for value in columns)])
-        parts.append("\n".join(_lines(lines)) + "\n\n" + source(chosen))
+        head = [f"{heading}: {corner}", *(f"{value:,g}" for value in columns)]
+        lines = [
+            [name, *(cells.get((name, value), "") for value in columns)]
+            for name in distinct(label(row) for row in chosen)
+        ]
+        parts.append(markdown(head, lines) + "\n\n" + source(chosen))
     return "\n\n".join(parts) or NOTHING
 
 
@@ -39,9 +40,10 @@ def device_and_budget(row: Row) -> str:
     return f"{device(row)}, L = {row['config']['budget']:,}"
 
 
-def _lines(table: list[list[str]]) -> Iterator[str]:
-    for cells in table:
-        yield f"| {' | '.join(cells)} |"
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text; the others are numbers, aligned to the right."""
+    table = [head, ["---", *("---:" for _ in head[1:])], *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def number(value: float) -> str:

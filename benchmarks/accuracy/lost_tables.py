@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from stored import Row, distinct, newest, read
+from table import markdown
 
 # The head, as layer and query head, that fetches the operands' values: chosen by these rows, as the
 # one in which what policies lose goes with the chains that they get right.
@@ -105,11 +106,12 @@ def _table(
     """Methods downwards, ``column`` across."""
     columns = distinct(map(column, rows))
     cells = {(_method(row), column(row)): cell(row) for row in rows}
-    lines = [[corner, *map(str, columns)], ["---", *("---:" for _ in columns)]]
-    for method in distinct(map(_method, rows)):
-        lines.append([f"`{method}`", *(cells.get((method, at), "") for at in columns)])
+    lines = [
+        [f"`{method}`", *(cells.get((method, at), "") for at in columns)]
+        for method in distinct(map(_method, rows))
+    ]
     chains = " or ".join(map(str, sorted({row["repeats"] for row in rows})))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nn = {chains}."
+    return markdown([corner, *map(str, columns)], lines) + f"\n\nn = {chains}."
 
 
 def _cell(row: Row) -> str:

@@ -9,6 +9,7 @@ import stored
 from accuracy import lost_tables
 from accuracy.significance import mcnemar
 from accuracy.summary import Row, problems, read_rows
+from table import NOTHING, markdown
 
 # The question of what a budget costs; what else was tried is a table of its own.
 DEFAULTS = ("dense", "raas", "raas:score=exact,stamp-rule=decay")
@@ -23,7 +24,6 @@ OFFLINE = (
 )
 OFFLINE_CONTROLS = ("offline:rule=window", "offline:rule=random", "offline:rule=h2o")
 SIGNIFICANT = 0.05
-NOTHING = "Not measured yet."
 Group = dict[tuple[str, int | None], Row]  # method and budget
 
 
@@ -54,15 +54,12 @@ def by_regime(rows: Sequence[Row]) -> str:
     parts = []
     for length, regimes in lengths.items():
         for budget in sorted({budget for group in regimes.values() for _, budget in group}):
-            lines = [
-                [f"{length} tokens, L = {budget:,}", *regimes],
-                ["---", *("---:" for _ in regimes)],
-            ]
+            lines = []
             for method in (*OFFLINE, *OFFLINE_CONTROLS):
                 cells = [_against_best(group, method, budget) for group in regimes.values()]
                 if any(cells):
                     lines.append([f"`{method}`", *cells])
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            parts.append(markdown([f"{length} tokens, L = {budget:,}", *regimes], lines))
     counts = sorted({row["n"] for row in chosen})
     note = f"n = {' to '.join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))}."
     return "\n\n".join([*parts, note]) if parts else NOTHING
@@ -159,7 +156,7 @@ def _per_task(rows: Sequence[Row], corner: str, cell: Callable[[Row, Group], str
             alone[task, None] = group["dense", None]
             continue
         columns = [f"{budget:,}" for budget in budgets]
-        lines = [[f"{task}: {corner}", *columns], ["---", *("---:" for _ in columns)]]
+        lines = []
         for method in dict.fromkeys(method for method, _ in group):
             found = {b: row for (name, b), row in group.items() if name == method}
             name = _code(next(iter(found.values())))
@@ -171,7 +168,7 @@ def _per_task(rows: Sequence[Row], corner: str, cell: Callable[[Row, Group], str
                 lines.append([name, *cells])
         counts = sorted({row["n"] for row in group.values()})
         note = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}.")
+        parts.append(markdown([f"{task}: {corner}", *columns], lines) + f"\n\n{note}.")
     if alone:
         cells = (f"`{task}` {cell(row, {})}, n = {row['n']}" for (task, _), row in alone.items())
         parts.append(f"Of `dense` alone, {corner.rpartition(',')[0]}: {'; '.join(cells)}.")
