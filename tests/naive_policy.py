@@ -6,6 +6,7 @@ Shares no code with `raas_kernels`; exact where queries and keys are small integ
 """
 
 import math
+import struct
 from dataclasses import dataclass, field
 
 
@@ -26,13 +27,26 @@ class NaiveHead:
         tokens: Generated token that each budget slot holds.
         pages: Pages in the order of their place in the budget.
         current: Place of the page being filled.
+
+    Args:
+        floor: Newest tokens that raas does not give up, at most half of its budget.
+        by_mass: Whether raas gives up the page of the least mass, as lrfu does, and not the one of
+            the oldest timestamp.
     """
 
     def __init__(
-        self, policy: str, budget: int, page_size: int, ratio: float, seed: tuple[int, int]
+        self,
+        policy: str,
+        budget: int,
+        page_size: int,
+        ratio: float,
+        seed: tuple[int, int],
+        floor: int = 0,
+        by_mass: bool = False,
     ):
         self.policy, self.budget, self.page_size = policy, budget, page_size
         self.ratio, self.seed = ratio, seed
+        self.floor, self.by_mass = floor, by_mass
         self.tokens: dict[int, int] = {}
         self.pages: list[Page] = []
         self.current = 0
@@ -60,13 +74,20 @@ class NaiveHead:
     def priority(self, step: int, place: int) -> tuple:
         page = self.pages[place]
         if self.policy == "raas":
-            return page.stamp, page.birth
+            worth = page.mass if self.by_mass else page.stamp
+            return self.is_among_newest(place), worth, page.birth
         if self.policy == "window":
             return (page.birth,)
         if self.policy == "random":
             return (mixed(step, *self.seed, place),)
         assert self.policy == "h2o"
         return page.birth > step - self.budget // 2, page.mass, page.birth
+
+    def is_among_newest(self, place: int) -> bool:
+        """Whether the floor keeps a page: counts whole pages from the newest backwards."""
+        room = min(self.floor, self.budget // 2)
+        newest_first = sorted(range(len(self.pages)), key=lambda p: -self.pages[p].birth)
+        return place in newest_first[: room // self.page_size]
 
     def bound(self, place: int, queries: list[list[float]]) -> float:
         """Quest's upper bound of q·k over the page, for the best of the head's queries."""
@@ -94,6 +115,17 @@ class NaiveHead:
             if place != self.current and score > 0:
                 page = self.pages[place]
                 page.stamp = max(page.stamp, step + math.floor(decay * math.log(score)))
+
+    def gather_fading(self, scores: dict[int, float], fade: float) -> None:
+        """Lets what pages gathered fade, then adds their scores, but for the one being filled."""
+        for place, page in enumerate(self.pages):
+            gained = 0.0 if place == self.current else scores[place]
+            page.mass = float32(page.mass * fade + gained)
+
+
+def float32(x: float) -> float:
+    """The nearest number of single precision."""
+    return struct.unpack("f", struct.pack("f", x))[0]
 
 
 def mixed(step: int, layer: int, head: int, page: int) -> int:

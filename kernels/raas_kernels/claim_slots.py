@@ -54,6 +54,8 @@ def claim_slots(
         HEADS=heads,
         BLOCK_PAGES=triton.next_power_of_2(num_pages),
         PAGE_SIZE=options.page_size,
+        FADES=options.fade is not None,
+        FLOOR=options.floor,
         num_warps=1,
     )
 
@@ -81,6 +83,8 @@ def _claim_slots_kernel(
     HEADS: tl.constexpr,
     BLOCK_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    FADES: tl.constexpr,
+    FLOOR: tl.constexpr,
 ):
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -112,7 +116,7 @@ def _claim_slots_kernel(
         mass = tl.load(mass_ptr + state + pages, mask=present, other=0.0)
         page = victim(
             policy, step, budget, layer + layer_offset, head + head_offset,
-            stamps, births, mass, pages, present,
+            stamps, births, mass, pages, present, FADES, FLOOR,
         )  # fmt: skip
     place = row_start + prompt_len + page * PAGE_SIZE + step % PAGE_SIZE
     in_place = tl.load(kv_indices_ptr + place, mask=saturated, other=0).to(tl.int32)

@@ -45,7 +45,8 @@ class EvictionBuffers(NamedTuple):
     Attributes:
         stamps: [Y, R, H, N] int32. Timestamp: last step at which the page was important.
         births: [Y, R, H, N] int32. Step at which the page's first token was written; unique.
-        mass: [Y, R, H, N] float32. Attention probability that the page has gathered (H2O).
+        mass: [Y, R, H, N] float32. Attention probability that the page has gathered: H2O's sum of
+            all of it, or the lrfu rule's fading sum of the largest of each stamping.
         current: [Y, R, H] int32. The page being filled.
         key_min: [Y, R, H, N, D], dtype of the KV cache. Per-channel minimum of the page's keys;
             unused, and N is 0, without `StepOptions.bound_scores`.
@@ -130,6 +131,10 @@ class StepOptions(NamedTuple):
         layer_offset: Index of this rank's first layer, so that stages agree with one GPU.
         decay: Steps in which the decay rule lets a page's importance fall by a factor of e; None
             for another rule.
+        fade: Factor by which the lrfu rule lets a page's mass fade from one stamping to the next;
+            None for another rule. Needs scores that are not bounds.
+        floor: Newest tokens that a RaaS row does not give up, at most half of its budget; whole
+            pages of them.
     """
 
     page_size: int
@@ -139,3 +144,5 @@ class StepOptions(NamedTuple):
     stamp_interval: int = 1
     layer_offset: int = 0
     decay: float | None = None
+    fade: float | None = None
+    floor: int = 0

@@ -22,22 +22,39 @@ def page_hash(step, layer_id, head, pages):
 
 
 @triton.jit
-def victim(policy, step, budget, layer_id, head, stamps, births, mass, pages, present):
+def victim(
+    policy,
+    step,
+    budget,
+    layer_id,
+    head,
+    stamps,
+    births,
+    mass,
+    pages,
+    present,
+    FADES: tl.constexpr,
+    FLOOR: tl.constexpr,
+):
     """Returns the page with the smallest priority; births make every priority unique.
 
     ``stamps``, ``births`` [N] int32 and ``mass`` [N] float32 are the state of one head; ``present``
-    [N] tells which pages the budget has.
+    [N] tells which pages the budget has. With FADES a RaaS row goes by mass, not by stamps; FLOOR
+    is the number of newest tokens that it keeps.
     """
     birth = births.to(tl.int64)
+    # Non-negative floats sort like their bits.
+    mass_bits = mass.to(tl.int32, bitcast=True).to(tl.int64)
     key = birth
     if policy == RAAS:
-        key = (stamps.to(tl.int64) << 31) | birth
+        recent = (births >= step - tl.minimum(FLOOR, budget // 2)).to(tl.int64)
+        importance = mass_bits if FADES else stamps.to(tl.int64)
+        key = (recent << 62) | (importance << 31) | birth
     elif policy == RANDOM:
         key = (page_hash(step, layer_id, head, pages).to(tl.int64) << 31) | birth
     elif policy == H2O:
         recent = (births > step - budget // 2).to(tl.int64)
-        # Non-negative floats sort like their bits.
-        key = (recent << 62) | (mass.to(tl.int32, bitcast=True).to(tl.int64) << 31) | birth
+        key = (recent << 62) | (mass_bits << 31) | birth
     key = tl.where(present, key, LARGEST)
     smallest = tl.min(key, axis=0)
     return tl.min(tl.where(key == smallest, pages, 2147483647), axis=0)

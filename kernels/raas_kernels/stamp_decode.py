@@ -1,6 +1,7 @@
-"""Stamps of a step from its page scores, for all layers in one launch; also the mass for H2O.
+"""Stamps of a step from its page scores, for all layers in one launch; also the mass.
 
-One warp per KV head, row and layer; it reads one row of scores and writes one row of timestamps.
+One warp per KV head, row and layer; it reads one row of scores and writes one row of timestamps, or
+of mass.
 """
 
 import torch
@@ -43,6 +44,7 @@ def stamp_decode(
         buffers.current,
         0.0 if options.alpha is None else options.alpha,
         0.0 if options.decay is None else options.decay,
+        0.0 if options.fade is None else options.fade,
         slots,
         max_rows,
         num_pages,
@@ -52,6 +54,7 @@ def stamp_decode(
         BOUND_SCORES=options.bound_scores,
         ALPHA=options.alpha is not None,
         DECAY=options.decay is not None,
+        FADES=options.fade is not None,
         STAMP_INTERVAL=options.stamp_interval,
         num_warps=1,
     )
@@ -72,6 +75,7 @@ def _stamp_decode_kernel(
     current_ptr,
     alpha,
     decay,
+    fade,
     num_slots,
     max_rows,
     num_pages,
@@ -81,6 +85,7 @@ def _stamp_decode_kernel(
     BOUND_SCORES: tl.constexpr,
     ALPHA: tl.constexpr,
     DECAY: tl.constexpr,
+    FADES: tl.constexpr,
     STAMP_INTERVAL: tl.constexpr,
 ):
     head = tl.program_id(0)
@@ -105,13 +110,17 @@ def _stamp_decode_kernel(
         candidate = (pages < count) & (pages != tl.load(current_ptr + owner))
         scores = tl.load(page_scores_ptr + here + pages, mask=pages < count, other=0.0)
         stamp = tl.full((BLOCK_PAGES,), 0, tl.int32) + step
-        if ALPHA:
-            chosen = candidate & (scores > alpha)
-        elif DECAY:
-            chosen = candidate & (scores > 0)
-            age = tl.floor(decay * tl.log(tl.where(chosen, scores, 1.0)))
-            before = tl.load(stamps_ptr + state + pages, mask=chosen, other=0)
-            stamp = tl.maximum(before, step + age.to(tl.int32))
+        if FADES:
+            mass = tl.load(mass_ptr + state + pages, mask=candidate, other=0.0)
+            tl.store(mass_ptr + state + pages, mass * fade + scores, mask=candidate)
         else:
-            chosen = top_pages(scores, candidate, tl.load(stamp_pages_ptr + row))
-        tl.store(stamps_ptr + state + pages, stamp, mask=chosen)
+            if ALPHA:
+                chosen = candidate & (scores > alpha)
+            elif DECAY:
+                chosen = candidate & (scores > 0)
+                age = tl.floor(decay * tl.log(tl.where(chosen, scores, 1.0)))
+                before = tl.load(stamps_ptr + state + pages, mask=chosen, other=0)
+                stamp = tl.maximum(before, step + age.to(tl.int32))
+            else:
+                chosen = top_pages(scores, candidate, tl.load(stamp_pages_ptr + row))
+            tl.store(stamps_ptr + state + pages, stamp, mask=chosen)

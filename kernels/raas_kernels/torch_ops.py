@@ -1,7 +1,9 @@
 """The ops in plain torch: what a machine without Triton runs, and what the kernels are held to.
 
 All rows and heads at once, no loop over tokens. Integers (victims, stamps, slots) are equal to the
-kernels' bit for bit; bounds too, since minimum and maximum do not round.
+kernels' bit for bit; bounds too, since minimum and maximum do not round. A mass that fades may
+differ in its last bit, since a kernel fuses multiplication and addition, unless `StepOptions.fade`
+is a power of two.
 """
 
 from typing import NamedTuple
@@ -102,7 +104,7 @@ def score_pages(
 def stamp_decode(
     step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
 ) -> None:
-    """Stamps the pages of RaaS rows by their scores; without bound scores gathers H2O's mass too.
+    """Stamps the pages of RaaS rows by their scores; without bound scores gathers mass too.
 
     Called once after the last layer. The best `RequestTables.stamp_pages` pages get the newest
     timestamp, ties to the lower page, or with `StepOptions.alpha` those that score above it. With
@@ -110,6 +112,10 @@ def stamp_decode(
     that many steps ago, unless it has a newer one, so the oldest timestamp marks the page whose
     largest probability, decayed by its age, is the smallest. The page being filled has the newest
     already and takes no other's place.
+
+    With `StepOptions.fade` (the lrfu rule) no page is stamped: the mass of each page of a RaaS row
+    fades by that factor and gains the page's score, but for the page being filled, whose mass
+    stays at zero. H2O rows gain ``page_mass`` at every step under any rule.
 
     Args:
         step: Scores of all layers and, without bound scores, masses.
@@ -125,7 +131,9 @@ def stamp_decode(
             state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
         candidate = _candidates(raas, state, options)
         scores = of_layer.page_scores[raas.row]
-        if options.decay is not None:
+        if options.fade is not None:
+            _gather_fading(raas, candidate, scores, options.fade, state)
+        elif options.decay is not None:
             _stamp_decayed(raas, candidate & (scores > 0), scores, options.decay, state)
         elif options.alpha is not None:
             _stamp(raas, candidate & (scores > options.alpha), state)
@@ -219,18 +227,22 @@ def _victims(
 ) -> torch.Tensor:
     """Returns the page that each head gives up: [E, H] int64.
 
-    RaaS takes the oldest timestamp, ties to the older page; the window the oldest page; random a
+    Outside the newest `StepOptions.floor` tokens RaaS takes the oldest timestamp, or with
+    `StepOptions.fade` the least mass, ties to the older page; the window the oldest page; random a
     hash of step, layer, head and page; H2O the least mass outside the newest half of the budget.
     """
     births = buffers.births[rows.slots].long()
     policy = rows.policies[:, None, None]
-    key = (buffers.stamps[rows.slots].long() << 31) | births
+    # Non-negative floats sort like their bits.
+    mass = buffers.mass[rows.slots].view(torch.int32).long()
+    importance = buffers.stamps[rows.slots].long() if options.fade is None else mass
+    floors = (rows.budgets // 2).clamp(max=options.floor)
+    recent = births >= (rows.step - floors)[:, None, None]
+    key = (recent.long() << 62) | (importance << 31) | births
     key = torch.where(policy == Policy.WINDOW, births, key)
     mixed = _hash(rows.step, births, layer_id, options) << 31 | births
     key = torch.where(policy == Policy.RANDOM, mixed, key)
     recent = births > (rows.step - rows.budgets // 2)[:, None, None]
-    # Non-negative floats sort like their bits.
-    mass = buffers.mass[rows.slots].view(torch.int32).long()
     heavy = (recent.long() << 62) | (mass << 31) | births
     key = torch.where(policy == Policy.H2O, heavy, key)
     present = _present(rows, buffers, options)[:, None]
@@ -263,6 +275,14 @@ def _stamp_decayed(
     stamps = buffers.stamps[rows.slots]
     newer = torch.maximum(stamps, _now(rows) + age)
     buffers.stamps[rows.slots] = torch.where(chosen, newer, stamps)
+
+
+def _gather_fading(
+    rows: _Rows, chosen: torch.Tensor, scores: torch.Tensor, fade: float, buffers: EvictionBuffers
+) -> None:
+    """Lets the mass of pages fade and gain their score; ``chosen`` [E, H, N] bool."""
+    mass = buffers.mass[rows.slots]
+    buffers.mass[rows.slots] = torch.where(chosen, mass * fade + scores, mass)
 
 
 def _now(rows: _Rows) -> torch.Tensor:

@@ -19,7 +19,6 @@ from raas_kernels import (
 )
 from raas_kernels.ops import implementation
 
-PAGE = 16
 FIRST_LAYER, HEAD_OFFSET = 3, 1
 
 
@@ -33,18 +32,23 @@ class Request:
 class Engine:
     """A toy engine: a KV cache of a few layers, requests in it, and their naive twins."""
 
-    def __init__(self, requests, ops, layers=1, heads=2, group=2, dim=16, device="cpu", **options):
+    def __init__(
+        self, requests, ops, page=16, layers=1, heads=2, group=2, dim=16, device="cpu", **options
+    ):
         self.requests, self.ops, self.device = requests, ops, device
         self.layers, self.heads, self.group, self.dim = layers, heads, group, dim
-        ratio = 0.5
+        self.page, ratio = page, 0.5
+        fade, floor = options.get("fade"), options.get("floor", 0)
         self.options = StepOptions(
-            PAGE,
+            page,
             HEAD_OFFSET,
             options.get("bound_scores", True),
             options.get("alpha"),
             options.get("stamp_interval", 1),
             layer_offset=FIRST_LAYER,
             decay=options.get("decay"),
+            fade=fade,
+            floor=floor,
         )
         self.slots = list(range(1, len(requests) + 1))
         random.Random(7).shuffle(self.slots)
@@ -55,26 +59,25 @@ class Engine:
                     [Policy[r.policy.upper()] for r in requests],
                     [r.prompt_len for r in requests],
                     [r.budget for r in requests],
-                    [max(1, int(ratio * (r.budget // PAGE))) for r in requests],
+                    [max(1, int(ratio * (r.budget // page))) for r in requests],
                 )
             )
         )
         self._poison()
         self._lay_out()
+
+        def head_of(request, layer, head):
+            place, by_mass = (layer, head + HEAD_OFFSET), fade is not None
+            return NaiveHead(request.policy, request.budget, page, ratio, place, floor, by_mass)
+
         self.naive = [
-            [
-                [
-                    NaiveHead(r.policy, r.budget, PAGE, ratio, (layer, head + HEAD_OFFSET))
-                    for head in range(heads)
-                ]
-                for r in requests
-            ]
+            [[head_of(r, layer, head) for head in range(heads)] for r in requests]
             for layer in range(FIRST_LAYER, FIRST_LAYER + layers)
         ]
 
     def _poison(self):
         """Buffers in which whatever is read before it was written shows."""
-        rows, pages = len(self.requests), max(r.budget for r in self.requests) // PAGE
+        rows, pages = len(self.requests), max(r.budget for r in self.requests) // self.page
         shape = (self.layers, rows + 1, self.heads, pages)
         integers = {"dtype": torch.int32, "device": self.device}
 
@@ -183,7 +186,9 @@ class Engine:
             naive.stamp_top(step, {p: naive.bound(p, group) for p in present})
             return
         given = {p: float(scores[p]) for p in present}
-        if self.options.decay is not None:
+        if self.options.fade is not None:
+            naive.gather_fading(given, self.options.fade)
+        elif self.options.decay is not None:
             naive.stamp_decayed(step, given, self.options.decay)
         elif self.options.alpha is not None:
             naive.stamp_above(step, given, self.options.alpha)
@@ -191,10 +196,7 @@ class Engine:
             naive.stamp_top(step, given)
 
     def compare(self, step):
-        stamps, births, current = (
-            tensor.cpu()
-            for tensor in (self.buffers.stamps, self.buffers.births, self.buffers.current)
-        )
+        stamps, births, mass, current = (tensor.cpu() for tensor in self.buffers[:4])
         for layer, rows in enumerate(self.naive):
             for slot, request, heads in zip(self.slots, self.requests, rows, strict=True):
                 for head, naive in enumerate(heads):
@@ -203,6 +205,7 @@ class Engine:
                     assert current[at] == naive.current, where
                     assert births[at][: len(pages)].tolist() == [p.birth for p in pages], where
                     assert stamps[at][: len(pages)].tolist() == [p.stamp for p in pages], where
+                    assert mass[at][: len(pages)].tolist() == [p.mass for p in pages], where
 
     def contents(self):
         """The token in each budget slot, read back from the value cache, against the naive one."""
@@ -232,6 +235,19 @@ MODES = {
     "exact": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.75},
     "decay": {"bound_scores": False, "decay": 16.0},
+    # A fade that is a power of two rounds the same with and without a fused addition.
+    "lrfu": {"bound_scores": False, "fade": 0.5},
+    "lrfu, floor": {"bound_scores": False, "fade": 0.5, "floor": 16},
+    "lrfu, pages of 4": {"bound_scores": False, "fade": 0.5, "floor": 12, "page": 4},
+    "lrfu, pages of 1": {"bound_scores": False, "fade": 0.25, "floor": 5, "page": 1},
+    # More than half of every budget, so that the half rules.
+    "lrfu, half": {"bound_scores": False, "fade": 0.5, "floor": 96, "page": 4},
+    "lrfu, interval": {
+        **{"bound_scores": False, "fade": 0.25, "floor": 12},
+        **{"page": 4, "stamp_interval": 3},
+    },
+    "top-r, floor": {"bound_scores": False, "floor": 24, "page": 4},
+    "decay, floor": {"bound_scores": False, "decay": 16.0, "floor": 20, "page": 4},
 }
 
 

@@ -151,10 +151,14 @@ def assert_same(got, want):
         )
 
 
-def compare(device, *, bound_scores=True, alpha=None, stamp_interval=1, steps=3, **shape):
+def compare(
+    device, *, bound_scores=True, alpha=None, stamp_interval=1, fade=None, floor=0, steps=3, **shape
+):
     """Runs the kernels on the device, and beside them the torch ops on the CPU."""
     rows = Rows(**shape)
-    options = StepOptions(PAGE, 2, bound_scores, alpha, stamp_interval, layer_offset=5)
+    options = StepOptions(
+        PAGE, 2, bound_scores, alpha, stamp_interval, layer_offset=5, fade=fade, floor=floor
+    )
     want = rows.fresh()
     got = copied(want, device)
     for _ in range(steps):
@@ -185,6 +189,7 @@ SHAPES = {
     "many pages": {"rows": 3, "dim": 16, "pages": 257, "dtype": torch.float16},
     "exact scores": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
+    "lrfu": {"bound_scores": False, "fade": 0.5, "floor": 80, "pages": 37},
 }
 
 
