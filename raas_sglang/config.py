@@ -1,13 +1,15 @@
 """What the server was started with: the flags, their defaults and what each must hold."""
 
 import argparse
+import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from raas_kernels import Policy
 
-STAMP_RULES = ("top-r", "alpha", "decay")
+STAMP_RULES = ("top-r", "alpha", "decay", "lrfu")
+_LRFU_FLOOR = 48  # tokens
 POLICY_NAMES = tuple(policy.name.lower() for policy in Policy)
 
 
@@ -50,7 +52,8 @@ class RaasConfig:
         "top-r",
         "Which pages get the newest timestamp at a step: top-r the best share of the budget's "
         "pages, alpha those that score above a probability; decay dates every page back by its "
-        "probability. alpha and decay need --kv-score exact.",
+        "probability; lrfu stamps none and gives up the page whose probabilities, each decayed by "
+        "its age, sum up to the least. alpha, decay and lrfu need --kv-score exact.",
         STAMP_RULES,
     )
     kv_stamp_ratio: float = _flag(
@@ -59,11 +62,19 @@ class RaasConfig:
     kv_stamp_alpha: float = _flag(
         1e-4, "Attention probability above which alpha stamps a page (between 0 and 1)."
     )
-    kv_stamp_decay: int = _flag(
-        64, "Decode steps in which decay lets the importance of a page fall by a factor of e."
+    kv_stamp_decay: int | None = _flag(
+        None,
+        "Decode steps in which decay and lrfu let the importance of a page fall by a factor of e; "
+        "default: 128 with lrfu, else 64.",
     )
     kv_stamp_interval: int = _flag(
         1, "Decode steps from one stamping of a request's pages to the next (1: the paper's rule)."
+    )
+    kv_recency_floor: int | None = _flag(
+        None,
+        "Newest generated tokens that raas does not give up, at most half of a request's budget "
+        f"(tokens, a multiple of the page); default: {_LRFU_FLOOR} in whole pages with lrfu, "
+        "else 0.",
     )
     kv_trace_endpoint: str | None = _flag(
         None,
@@ -90,6 +101,8 @@ class RaasConfig:
                 f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "
                 f"got {self.max_budget}; leave it out to use --kv-budget"
             )
+        if self.kv_stamp_decay is None:
+            object.__setattr__(self, "kv_stamp_decay", 128 if self.kv_stamp_rule == "lrfu" else 64)
         _check_interval("--kv-stamp-decay", self.kv_stamp_decay)
         _check_interval("--kv-stamp-interval", self.kv_stamp_interval)
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
@@ -100,6 +113,10 @@ class RaasConfig:
                 f"--kv-stamp-rule {self.kv_stamp_rule} goes by attention probabilities and must be "
                 f"used with --kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
             )
+        if self.kv_recency_floor is None:
+            newest = _LRFU_FLOOR if self.kv_stamp_rule == "lrfu" else 0
+            object.__setattr__(self, "kv_recency_floor", -(-newest // page) * page)
+        _check_floor(self.kv_recency_floor, page)
         _check_endpoint(self.kv_trace_endpoint)
         _check_interval("--kv-trace-interval", self.kv_trace_interval)
 
@@ -122,7 +139,25 @@ class RaasConfig:
     @property
     def decay(self) -> float | None:
         """Steps of the decay rule, or None under another."""
-        return float(self.kv_stamp_decay) if self.kv_stamp_rule == "decay" else None
+        return float(self._stamp_decay) if self.kv_stamp_rule == "decay" else None
+
+    @property
+    def fade(self) -> float | None:
+        """What the lrfu rule leaves of a mass from one stamping to the next, or None."""
+        if self.kv_stamp_rule != "lrfu":
+            return None
+        return math.exp(-self.kv_stamp_interval / self._stamp_decay)
+
+    @property
+    def recency_floor(self) -> int:
+        """Newest tokens that raas does not give up where half of the budget is as much."""
+        assert self.kv_recency_floor is not None, "set by __post_init__"
+        return self.kv_recency_floor
+
+    @property
+    def _stamp_decay(self) -> int:
+        assert self.kv_stamp_decay is not None, "set by __post_init__"
+        return self.kv_stamp_decay
 
     def stamp_pages(self, budget: int) -> int:
         """Pages that top-r stamps at each step for a budget in tokens."""
@@ -199,6 +234,19 @@ def check_budget(name: str, budget: Any, page_size: int) -> None:
         raise ValueError(
             f"{name} must be a multiple of the page size ({page_size}), got {budget}; "
             f"use {below} or {below + page_size}"
+        )
+
+
+def _check_floor(tokens: Any, page_size: int) -> None:
+    if not _is_int(tokens) or tokens < 0:
+        raise ValueError(
+            f"--kv-recency-floor must be 0 or a number of tokens, got {tokens!r}; use 0 for none"
+        )
+    if tokens % page_size:
+        below = tokens // page_size * page_size
+        raise ValueError(
+            f"--kv-recency-floor must be a multiple of the eviction page size ({page_size}), got "
+            f"{tokens}; use {below} or {below + page_size}"
         )
 
 

@@ -56,6 +56,8 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             config.kv_stamp_interval,
             layer_offset=self.start_layer,
             decay=config.decay,
+            fade=config.fade,
+            floor=config.recency_floor,
         )
         num_slots = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_slots, self.device)

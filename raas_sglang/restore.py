@@ -49,7 +49,7 @@ def budget_layout(generated: int, budget: int, page_size: int) -> BudgetLayout:
 def restore_layer(
     buffers: EvictionBuffers, slot: int, layout: BudgetLayout, keys: torch.Tensor, page_size: int
 ) -> None:
-    """Writes the state of one request in one layer: every page stamped by its last token.
+    """Writes the state of one request in one layer: pages stamped by their last tokens, no mass.
 
     Args:
         buffers: Eviction state of the layer.

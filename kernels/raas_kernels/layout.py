@@ -43,7 +43,8 @@ class EvictionBuffers(NamedTuple):
     """Eviction state, of all layers or of one (then without the dimension Y).
 
     Attributes:
-        stamps: [Y, R, H, N] int32. Timestamp: last step at which the page was important.
+        stamps: [Y, R, H, N] int32. Timestamp: last step at which the page was important, or where
+            nothing stamps it that of its last token.
         births: [Y, R, H, N] int32. Step at which the page's first token was written; unique.
         mass: [Y, R, H, N] float32. Attention probability that the page has gathered: H2O's sum of
             all of it, or the lrfu rule's fading sum of the largest of each stamping.

@@ -31,7 +31,8 @@ class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True
         logical_len: Tokens of the text with this step's.
         resident_len: Slots that it holds.
         shape: Y, H, N.
-        stamps: [Y, H, N] int32, little endian. Last step at which each page was important.
+        stamps: [Y, H, N] int32, little endian. Last step at which each page was important; with
+            `--kv-stamp-rule lrfu`, and of other policies than raas, that of its last token.
         births: [Y, H, N] int32, little endian. Step at which its first token was written.
         current: [Y, H] int32, little endian. The page being filled.
     """

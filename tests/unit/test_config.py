@@ -1,6 +1,7 @@
 """Flags and keyword arguments of the server: defaults, and what is refused with which words."""
 
 import argparse
+import math
 
 import pytest
 
@@ -25,9 +26,34 @@ def test_the_papers_defaults():
         0.5,
         1e-4,
     )
-    assert config.alpha is None
+    assert (config.alpha, config.decay, config.fade, config.recency_floor) == (None, None, None, 0)
     assert config.stamp_pages(1024) == 32
     assert config.stamp_pages(16) == 1
+
+
+def test_lrfu_has_defaults_of_its_own():
+    config = take_settings(
+        parse("--kv-policy", "raas", "--kv-score", "exact", "--kv-stamp-rule", "lrfu")
+    )
+    assert (config.kv_stamp_decay, config.recency_floor) == (128, 48)
+    assert (config.decay, config.fade) == (None, pytest.approx(math.exp(-1 / 128)))
+    decay = RaasConfig("raas", kv_score="exact", kv_stamp_rule="decay")
+    assert (decay.decay, decay.fade, decay.recency_floor) == (64.0, None, 0)
+
+
+@pytest.mark.parametrize(("page", "floor"), [(1, 48), (16, 48), (32, 64), (64, 64)])
+def test_the_floor_of_lrfu_is_whole_pages(page, floor):
+    config = lrfu(kv_eviction_page_size=page)
+    assert config.recency_floor == floor
+
+
+def test_lrfu_takes_what_is_given():
+    config = lrfu(kv_stamp_decay=256, kv_stamp_interval=4, kv_recency_floor=0)
+    assert (config.fade, config.recency_floor) == (pytest.approx(math.exp(-4 / 256)), 0)
+
+
+def lrfu(**settings):
+    return RaasConfig("raas", kv_score="exact", kv_stamp_rule="lrfu", **settings)
 
 
 def test_settings_leave_other_arguments_alone():
@@ -64,7 +90,16 @@ def test_help_explains_every_flag():
         ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
         ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
         ({"kv_stamp_rule": "decay"}, "--kv-stamp-rule decay goes by .* add --kv-score exact"),
+        ({"kv_stamp_rule": "lrfu"}, "--kv-stamp-rule lrfu goes by .* add --kv-score exact"),
+        ({"kv_stamp_rule": "lru"}, "must be one of top-r, alpha, decay, lrfu, got 'lru'"),
         ({"kv_stamp_decay": 0}, "--kv-stamp-decay must be a positive number .* got 0"),
+        (
+            {"kv_recency_floor": 40},
+            r"--kv-recency-floor must be a multiple of the eviction page size \(16\), got 40; "
+            "use 32 or 48",
+        ),
+        ({"kv_recency_floor": -16}, "--kv-recency-floor must be 0 or a .* got -16; use 0 for none"),
+        ({"kv_recency_floor": "48"}, "--kv-recency-floor must be 0 or a .* got '48'"),
         ({"kv_policy": "h2o"}, "--kv-policy h2o gathers .* add --kv-score exact"),
     ],
 )
