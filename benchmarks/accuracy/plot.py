@@ -18,6 +18,7 @@ METHODS = {
     "raas": ("raas, the paper's rule", "#1166bb"),
     "raas:score=exact,stamp-rule=decay": ("raas, decay", "#bb1133"),
     "raas:eviction-page-size=4,score=exact,stamp-rule=decay": ("the same, pages of 4", "#ee8899"),
+    "raas:eviction-page-size=4,score=exact,stamp-rule=lrfu": ("raas, lrfu, pages of 4", "#11a0a0"),
     "window": ("window", "#bb8833"),
     "random": ("random", "#55aa55"),
     "h2o:score=exact": ("h2o", "#775599"),

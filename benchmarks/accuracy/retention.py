@@ -2,9 +2,9 @@
 
 ``select`` chooses pages anew at each step and gives none up: with bounds it is Quest, with exact
 scores it knows the attention that it is about to spare. ``window``, ``random``, ``h2o``, ``top-r``,
-``alpha`` and ``decay`` do what the engine does under the same names; ``random`` draws other
-numbers. What is left are candidates for it. As in the engine, each token of a new page takes the
-place of one token of a page that is given up, which is attended until then.
+``alpha``, ``decay`` and ``lrfu`` do what the engine does under the same names; ``random`` draws
+other numbers. What is left are candidates for it. As in the engine, each token of a new page takes
+the place of one token of a page that is given up, which is attended until then.
 """
 
 import math
@@ -33,8 +33,8 @@ class Rule:
         ratio: Share of the budget's pages that top-r stamps.
         alpha: Probability from which a page counts as used, for ``alpha`` and ``recurrence``.
         decay: Steps in which importance falls by a factor of e.
-        floor: Newest tokens that are never given up.
-        lag: Newest tokens that are never given up and whose use does not count.
+        floor: Newest tokens that are never given up, at most half of the budget.
+        lag: The same, and their use does not count.
         birth: Steps that a page is dated back while it is filled.
         pool: Who shares a budget: each ``head`` has its own, or those of a ``layer`` or of all
             layers of a ``request`` give up their least important page together.
@@ -114,7 +114,8 @@ class Retention:
         self.resident |= self.numbers == current
         if self.rule.rule == "select":
             return
-        recent = self.numbers >= current - max(self.rule.floor, self.rule.lag) // self.rule.page
+        floor = self._half().clamp(max=max(self.rule.floor, self.rule.lag))
+        recent = self.numbers * self.rule.page >= step - floor[..., None]
         importance = torch.where(recent, math.inf, self._importance(step))
         layers, rows, heads, count = importance.shape
         pooled = {"head": (layers, heads), "layer": (layers, 1), "request": (1, 1)}[self.rule.pool]
@@ -200,14 +201,17 @@ class Retention:
                 self.gaps[layer].copy_(torch.maximum(self.gaps[layer], gap))
             stamps.copy_(torch.where(used, now, stamps))
 
+    def _half(self) -> Tensor:
+        """Tokens of half of each budget."""
+        return self.limits * self.rule.page // 2
+
     def _importance(self, step: Tensor) -> Tensor:
         if self.rule.rule == "window":
             return self.numbers.float().expand(self.stamps.shape)
         if self.rule.rule == "random":
             return self._drawn(step)
         if self.rule.rule == "h2o":
-            half = self.limits[..., None] * self.rule.page // 2
-            recent = self.numbers * self.rule.page > step - half
+            recent = self.numbers * self.rule.page > step - self._half()[..., None]
             return torch.where(recent, math.inf, self.stamps)
         if self.rule.rule == "recurrence":
             return (self.stamps - step) / (self.gaps + self.rule.decay)

@@ -1,5 +1,7 @@
 """The plain-torch decoder: with room for all a rule is dense, without it keeps what it may."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -97,11 +99,19 @@ def test_h2o_keeps_the_heaviest_beside_the_newest_half():
     assert kept == [[0, 13, 14, 15], [0, 1, 14, 15], [1, 2, 14, 15], [2, 3, 14, 15]]
 
 
-@pytest.mark.parametrize("rule", ["window", "h2o", "top-r", "alpha", "decay"])
-def test_a_head_keeps_the_tokens_that_the_engine_keeps(rule):
-    settings = Rule(rule=rule, page=4, alpha=0.1, decay=16)
+@pytest.mark.parametrize(
+    ("rule", "floor"),
+    [
+        *(("window", 0), ("h2o", 0), ("top-r", 0), ("alpha", 0), ("decay", 0), ("lrfu", 0)),
+        # The last is more than half of the budget, so that the half rules.
+        *(("top-r", 12), ("decay", 12), ("lrfu", 8), ("lrfu", 24)),
+    ],
+)
+def test_a_head_keeps_the_tokens_that_the_engine_keeps(rule, floor):
+    settings = Rule(rule=rule, page=4, alpha=0.1, decay=16, floor=floor)
     retention = Retention(settings, torch.tensor([32]), (1, 1, 4), 3, 200)
-    head = NaiveHead(rule if rule in ("window", "h2o") else "raas", 32, 4, settings.ratio, (0, 0))
+    policy = rule if rule in ("window", "h2o") else "raas"
+    head = NaiveHead(policy, 32, 4, settings.ratio, (0, 0), floor, by_mass=rule == "lrfu")
     random = torch.Generator().manual_seed(0)
     for step in range(200):
         head.store(step, [0.0])
@@ -126,8 +136,11 @@ def tell(head, rule, step, shares):
         head.stamp_above(step, scores, 0.1)
     elif rule == "decay":
         head.stamp_decayed(step, scores, 16)
-    for page, of_page in zip(head.pages, own, strict=True):
-        page.mass += sum(of_page)
+    elif rule == "lrfu":
+        head.gather_fading(scores, math.exp(-1 / 16))
+    elif rule == "h2o":
+        for page, of_page in zip(head.pages, own, strict=True):
+            page.mass += sum(of_page)
 
 
 def test_random_draws_anew_for_each_head_and_eviction():
