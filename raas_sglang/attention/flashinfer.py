@@ -94,6 +94,8 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def _share_plan(self, wrapper: Any) -> Any:
         shared = self.decode_wrappers[0]._int_workspace_buffer
         wrapper.reset_workspace_buffer(self.workspace_buffer, shared)
+        # Without split KV a graph's spare blocks are not masked: they repeat row 0, not stale rows.
+        wrapper._pin_memory_int_workspace_buffer.zero_()
         return wrapper
 
     def _rows(
