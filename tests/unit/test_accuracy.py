@@ -58,7 +58,7 @@ def test_servers_are_shared_by_equal_settings_in_any_order():
     assert Method.of("raas:eviction-page-size=4").page_size == 4
 
 
-@pytest.mark.parametrize("name", ["engine", "offline"])
+@pytest.mark.parametrize("name", ["engine", "offline", "variants"])
 def test_the_grids_of_the_repository_can_be_read(name):
     cells = read_grid(GRIDS / f"{name}.json", 0)
     keys = {cell.key for cell in cells}
