@@ -9,20 +9,22 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from accuracy.comparison import by_length, share
+from accuracy.engine_tables import engine_rows
 from accuracy.summary import Row, read_rows
-from accuracy.tables import share, stored_rows
 
 # What is drawn, with its name and colour; other methods stand in the tables alone.
 METHODS = {
     "dense": ("dense", "#888888"),
     "raas": ("raas, the paper's rule", "#1166bb"),
+    "raas:eviction-page-size=4": ("the same, pages of 4", "#66bbee"),
     "raas:score=exact,stamp-rule=decay": ("raas, decay", "#bb1133"),
-    "raas:eviction-page-size=4,score=exact,stamp-rule=decay": ("the same, pages of 4", "#ee8899"),
-    "raas:eviction-page-size=4,score=exact,stamp-rule=lrfu": ("raas, lrfu, pages of 4", "#11a0a0"),
+    "raas:eviction-page-size=4,score=exact,stamp-rule=decay": ("decay, pages of 4", "#ee8899"),
+    "raas:eviction-page-size=4,score=exact,stamp-rule=lrfu": ("lrfu, pages of 4", "#11a0a0"),
     "window": ("window", "#bb8833"),
     "random": ("random", "#55aa55"),
-    "h2o:score=exact": ("h2o", "#775599"),
-    "offline:rule=select,score=bound": ("Quest, all kept", "#222222"),
+    "h2o:score=exact": ("h2o", "#553377"),
+    "h2o:eviction-page-size=4,score=exact": ("h2o, pages of 4", "#aa88cc"),
 }
 
 
@@ -33,21 +35,18 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="the repository's by default")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     args = parser.parse_args()
-    found = read_rows(args.rows) if args.rows else stored_rows()
+    found = read_rows(args.rows) if args.rows else engine_rows()
     for name, rows in pictures(found).items():
         draw(rows, args.out / f"{name}.svg")
         print(args.out / f"{name}.svg")
 
 
 def pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Returns the rows of each picture by its name; none where the engine has not run."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["method"] in METHODS:
-            length = row["task"].partition(":")[2] or row["task"]
-            found.setdefault(f"accuracy-{length}", []).append(row)
+    """Returns the rows of each picture by its name, of each cell the last."""
+    chosen = [row for row in rows if row["method"] in METHODS]
     return {
-        name: chosen for name, chosen in found.items() if any(r["method"] == "raas" for r in chosen)
+        f"accuracy-{length}": [row for group in regimes.values() for row in group.values()]
+        for length, regimes in by_length(chosen).items()
     }
 
 

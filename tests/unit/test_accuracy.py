@@ -6,7 +6,7 @@ import math
 import pytest
 
 import stored
-from accuracy import plot, tables
+from accuracy import comparison, engine_tables, offline_tables, plot, tables
 from accuracy.ask import count_missing
 from accuracy.dataset import INSTRUCTION, DatasetTask, grade
 from accuracy.grid import Cell, Method, budget_tokens, make_cells, read_grid
@@ -207,29 +207,75 @@ def test_problems_that_were_not_asked_are_not_failures():
     assert (few["n"], few["right"]) == (2, 2)
     assert problems(few, "asked") == problems(few, "solved") == {1, 5}
     all_wrong = cell_row(("t", "window", 64), {i: sample(i, right=False) for i in range(6)})
-    assert tables.compare(few, all_wrong) == (2, 0, 0.5)
+    assert comparison.compare(few, all_wrong) == (2, 0, 0.5)
 
 
 def test_tables_mark_what_differs_from_dense(rows):
-    text = tables.over_budget(rows)
+    text = comparison.over_budget(rows)
     assert "| `raas` | 50.0* (35 to 65) | 97.5 (87 to 100) |" in text
     assert "| `dense` |  | 100.0 (91 to 100) |" in text
-    assert "| milestone:150 | 64 | `raas` | `window` | 10 | 0 | 0.002 |" in tables.against_controls(
-        rows
-    )
-    assert "147 (0)" in tables.endings(rows)
 
 
-def test_regimes_are_compared_with_the_best_control():
-    def row(regime, method, right):
-        found = {index: sample(index, index < right) for index in range(40)}
-        return cell_row((f"{regime}:150", f"offline:rule={method}", 64), found)
+def cell(task, method, budget, right, gpu="NVIDIA H200"):
+    found = {index: sample(index, index < right) for index in range(40)}
+    return {**cell_row((task, method, budget), found), "run": {"gpu": gpu}}
 
-    text = tables.by_regime(
+
+PAGES_OF_4 = "raas:eviction-page-size=4"
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """Rows of an engine at 1,200 tokens, and of a CPU, which the engine's tables leave out."""
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    chosen = [
+        *(cell("milestone:1200", "dense", None, 40), cell("silent:1200", "dense", None, 40)),
+        *(cell("silent:1200", "raas", 288, 1), cell("milestone:1200", "raas", 144, 30)),
+        *(cell("milestone:1200", "raas", 288, 20), cell("milestone:1200", "window", 144, 2)),
+        *(cell("milestone:1200", "window", 288, 21), cell("milestone:1200", "random", 288, 0)),
+        *(cell("silent:1200", "h2o:score=exact", 288, 12), cell("silent:1200", EXACT, 512, 40)),
+        cell("milestone:1200", PAGES_OF_4 + ",score=exact,stamp-rule=alpha", 288, 39),
+        cell("milestone:1200", PAGES_OF_4, 288, 40, gpu=None),
+    ]
+    lines = (json.dumps(line) for row in chosen for line in ({"run": row.pop("run")}, row))
+    (tmp_path / "accuracy.jsonl").write_text("\n".join(lines))
+
+
+def test_shares_of_the_chain_are_compared_with_the_best_control(engine):
+    text = engine_tables.at_shares()
+    assert "| 1,200 tokens, L = 144 / 288 | milestone | silent |" in text
+    assert "| `dense` | 100 | 100 |" in text
+    assert "| `raas` | 75↑ / 50 | – / 2.5↓ |" in text
+    assert "| `window` | 5 / 52.5 |  |" in text
+    assert PAGES_OF_4 not in text, "neither a CPU's rows nor the variants"
+
+
+def test_variants_stand_beside_the_rules_and_the_controls(engine):
+    text = engine_tables.variants()
+    assert "| 1,200 tokens, L = 144 / 288 / 512 | milestone |" in text
+    assert f"| `{PAGES_OF_4},score=exact,stamp-rule=alpha` | – / 97.5↑ / – |" in text
+    assert "silent" not in text, "no variant was asked it"
+
+
+def test_where_a_rule_is_told_below_its_controls_is_said(engine):
+    text = engine_tables.told_below()
+    assert "| `raas` | 1 / 1 / 3 |  |  | 1,200: 288 |  |  |" in text
+    assert EXACT not in text, "it has no control"
+
+
+def test_endings_say_lengths_and_what_has_no_answer(engine):
+    assert "| `raas` | 147 (0) | 147 (0) |" in engine_tables.endings()
+
+
+def test_looks_of_a_cpu_are_compared_with_its_own_controls():
+    text = offline_tables.by_regime(
         [
-            *(row("milestone", "decay", 30), row("uniform", "decay", 2)),
-            *(row("milestone", "window", 20), row("uniform", "window", 1)),
-            *(row("milestone", "random", 1), row("uniform", "random", 12)),
+            cell(f"{regime}:150", f"offline:rule={method}", 64, right, gpu=None)
+            for regime, method, right in (
+                *(("milestone", "decay", 30), ("uniform", "decay", 2)),
+                *(("milestone", "window", 20), ("uniform", "window", 1)),
+                *(("milestone", "random", 1), ("uniform", "random", 12)),
+            )
         ]
     )
     assert "| 150 tokens, L = 64 | milestone | uniform |" in text
@@ -244,7 +290,7 @@ def test_without_rows_a_table_says_so(tmp_path, monkeypatch):
 
 def test_the_pictures_of_the_documents_show_the_stored_rows():
     drawn = {path.stem for path in PLOTS.glob("accuracy-*.svg")}
-    wanted = plot.pictures(tables.stored_rows())
+    wanted = plot.pictures(engine_tables.engine_rows())
     assert drawn == set(wanted)
     for name, rows in wanted.items():
         assert data_of(PLOTS / f"{name}.svg") == plot.data(rows)
