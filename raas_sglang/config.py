@@ -52,8 +52,9 @@ class RaasConfig:
         "top-r",
         "Which pages get the newest timestamp at a step: top-r the best share of the budget's "
         "pages, alpha those that score above a probability; decay dates every page back by its "
-        "probability; lrfu stamps none and gives up the page whose probabilities, each decayed by "
-        "its age, sum up to the least. alpha, decay and lrfu need --kv-score exact.",
+        "probability; lrfu stamps none and gives up the page whose probabilities (of bounds: their "
+        "softmax), each decayed by its age, sum up to the least. alpha and decay need --kv-score "
+        "exact.",
         STAMP_RULES,
     )
     kv_stamp_ratio: float = _flag(
@@ -108,7 +109,7 @@ class RaasConfig:
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)
         check_policy("--kv-policy", self.kv_policy, self.kv_score)
-        if self.kv_stamp_rule != "top-r" and self.kv_score != "exact":
+        if self.kv_stamp_rule in ("alpha", "decay") and self.kv_score != "exact":
             raise ValueError(
                 f"--kv-stamp-rule {self.kv_stamp_rule} goes by attention probabilities and must be "
                 f"used with --kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"

@@ -136,15 +136,19 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             self.options,
         )
 
-    def stamp_decode(self, rows: DecodeBatch) -> None:
+    def stamp_decode(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
         """Ends a decode step: scores the pages of all layers and stamps the important ones.
 
         Nothing before the next step reads the timestamps, so one launch does for all layers.
+
+        Args:
+            layer: The last attention layer; all scale q·k as it does.
+            rows: The decode batch.
         """
-        state = self.state
-        if self.options.bound_scores:
-            self.ops.score_pages(state.step, rows, state.buffers, self.options)
-        self.ops.stamp_decode(state.step, rows, state.buffers, self.options)
+        state, options = self.state, self.options._replace(scaling=layer.scaling)
+        if options.bound_scores:
+            self.ops.score_pages(state.step, rows, state.buffers, options)
+        self.ops.stamp_decode(state.step, rows, state.buffers, options)
 
     def resume(self, slot: int, request: RequestState) -> None:
         """Lets a request go on whose last L generated tokens were prefilled again.

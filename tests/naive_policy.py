@@ -97,6 +97,13 @@ class NaiveHead:
             for query in queries
         )
 
+    def shares(self, scores: dict[int, float], scaling: float) -> dict[int, float]:
+        """Softmax of the scores over all pages but the one being filled."""
+        others = {place: score for place, score in scores.items() if place != self.current}
+        weights = {place: math.exp(scaling * score) for place, score in others.items()}
+        total = sum(weights.values())
+        return {place: weight / total for place, weight in weights.items()}
+
     def stamp_top(self, step: int, scores: dict[int, float]) -> None:
         """Gives the newest timestamp to the best pages but the one being filled, which has it."""
         count = max(1, int(self.ratio * (self.budget // self.page_size)))

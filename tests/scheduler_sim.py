@@ -279,7 +279,7 @@ class Simulation:
         self.pool.claim_slots(rows)
         self.pool.store_decode(_LAYER, queries, keys, values)
         self.pool.score_exactly(_LAYER, queries, rows)
-        self.pool.stamp_decode(rows)
+        self.pool.stamp_decode(_LAYER, rows)
         keys, values = self.pool.k_buffer[0], self.pool.v_buffer[0]
         for number, count in zip(numbers, resident, strict=True):
             self.model.decoded(number, self._row(number), keys, values)

@@ -26,8 +26,8 @@ class Rule:
     """What decides over pages; the fields are settings of a method: ``offline:rule=select``.
 
     Attributes:
-        rule: One of `RULES`. ``lrfu`` sums up decayed probabilities; ``recurrence`` measures age by
-            the longest time between two uses.
+        rule: One of `RULES`. ``lrfu`` sums up decayed probabilities, of bounds their softmax;
+            ``recurrence`` measures age by the longest time between two uses.
         score: ``bound`` (Quest's) or ``exact``.
         page: Tokens of a page.
         ratio: Share of the budget's pages that top-r stamps.
@@ -157,11 +157,11 @@ class Retention:
         """Widens the bounds of the page being filled; ``k`` is [rows, KV heads, head size]."""
         if not self.rule.has_bounds:
             return
-        key = k.float()[:, :, None]
-        at = (self.numbers == step // self.rule.page)[:, None]
+        key, page = k.float()[:, :, None], (step // self.rule.page).view(1)
         fresh = step % self.rule.page == 0
         for bound, wider in ((self.low[layer], torch.minimum), (self.high[layer], torch.maximum)):
-            bound.copy_(torch.where(at, torch.where(fresh, key, wider(bound, key)), bound))
+            wide = wider(bound.index_select(2, page), key)
+            bound.index_copy_(2, page, torch.where(fresh, key, wide))
 
     def observe(self, layer: int, q: Tensor, probabilities: Tensor, step: Tensor) -> None:
         """Updates importance by what a step attended.
@@ -193,7 +193,10 @@ class Retention:
             dated = now + (rule.decay * scores.clamp(min=1e-30).log()).floor()
             stamps.copy_(torch.where(others, torch.maximum(stamps, dated), stamps))
         elif rule.rule == "lrfu":
-            stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(others, scores, 0.0))
+            gained = torch.where(others, scores, -math.inf)
+            if rule.score == "bound":
+                gained = (gained / math.sqrt(q.shape[-1])).softmax(-1)
+            stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(others, gained, 0.0))
         else:
             used = others & (scores > rule.alpha)
             if rule.rule == "recurrence":

@@ -47,7 +47,7 @@ class EvictionBuffers(NamedTuple):
             nothing stamps it that of its last token.
         births: [Y, R, H, N] int32. Step at which the page's first token was written; unique.
         mass: [Y, R, H, N] float32. Attention probability that the page has gathered: H2O's sum of
-            all of it, or the lrfu rule's fading sum of the largest of each stamping.
+            all of it, or the lrfu rule's fading sum of what the page scored at each stamping.
         current: [Y, R, H] int32. The page being filled.
         key_min: [Y, R, H, N, D], dtype of the KV cache. Per-channel minimum of the page's keys;
             unused, and N is 0, without `StepOptions.bound_scores`.
@@ -133,9 +133,11 @@ class StepOptions(NamedTuple):
         decay: Steps in which the decay rule lets a page's importance fall by a factor of e; None
             for another rule.
         fade: Factor by which the lrfu rule lets a page's mass fade from one stamping to the next;
-            None for another rule. Needs scores that are not bounds.
+            None for another rule.
         floor: Newest tokens that a RaaS row does not give up, at most half of its budget; whole
             pages of them.
+        scaling: Factor on q·k before the softmax that makes probabilities of bounds, for the lrfu
+            rule.
     """
 
     page_size: int
@@ -147,3 +149,4 @@ class StepOptions(NamedTuple):
     decay: float | None = None
     fade: float | None = None
     floor: int = 0
+    scaling: float = 1.0

@@ -61,6 +61,15 @@ def victim(
 
 
 @triton.jit
+def page_shares(scores, candidate, scaling_log2):
+    """Softmax of the candidates' scores in base 2; zero for all others."""
+    logits = tl.where(candidate, scores * scaling_log2, -3e38)
+    weights = tl.where(candidate, tl.exp2(logits - tl.max(logits, axis=0)), 0.0)
+    # The largest weight is 1, so the maximum changes nothing unless there is no candidate.
+    return weights / tl.maximum(tl.sum(weights, axis=0), 1.0)
+
+
+@triton.jit
 def top_pages(scores, candidate, count):
     """Marks the ``count`` candidates with the largest scores; ties go to the lower page.
 

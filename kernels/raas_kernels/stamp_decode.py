@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 
 from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
-from raas_kernels.select import H2O, RAAS, top_pages
+from raas_kernels.select import H2O, RAAS, page_shares, top_pages
+
+_LOG2_E = 1.4426950408889634
 
 
 def stamp_decode(
@@ -45,6 +47,7 @@ def stamp_decode(
         0.0 if options.alpha is None else options.alpha,
         0.0 if options.decay is None else options.decay,
         0.0 if options.fade is None else options.fade,
+        options.scaling * _LOG2_E,
         slots,
         max_rows,
         num_pages,
@@ -76,6 +79,7 @@ def _stamp_decode_kernel(
     alpha,
     decay,
     fade,
+    scaling_log2,
     num_slots,
     max_rows,
     num_pages,
@@ -111,6 +115,8 @@ def _stamp_decode_kernel(
         scores = tl.load(page_scores_ptr + here + pages, mask=pages < count, other=0.0)
         stamp = tl.full((BLOCK_PAGES,), 0, tl.int32) + step
         if FADES:
+            if BOUND_SCORES:
+                scores = page_shares(scores, candidate, scaling_log2)
             mass = tl.load(mass_ptr + state + pages, mask=candidate, other=0.0)
             tl.store(mass_ptr + state + pages, mass * fade + scores, mask=candidate)
         else:

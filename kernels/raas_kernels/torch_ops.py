@@ -114,8 +114,9 @@ def stamp_decode(
     already and takes no other's place.
 
     With `StepOptions.fade` (the lrfu rule) no page is stamped: the mass of each page of a RaaS row
-    fades by that factor and gains the page's score, but for the page being filled, whose mass
-    stays at zero. H2O rows gain ``page_mass`` at every step under any rule.
+    fades by that factor and gains the page's score, with bound scores the share of `page_shares`,
+    but for the page being filled, whose mass stays at zero. H2O rows gain ``page_mass`` at every
+    step under any rule.
 
     Args:
         step: Scores of all layers and, without bound scores, masses.
@@ -132,6 +133,8 @@ def stamp_decode(
         candidate = _candidates(raas, state, options)
         scores = of_layer.page_scores[raas.row]
         if options.fade is not None:
+            if options.bound_scores:
+                scores = page_shares(scores, candidate, options.scaling)
             _gather_fading(raas, candidate, scores, options.fade, state)
         elif options.decay is not None:
             _stamp_decayed(raas, candidate & (scores > 0), scores, options.decay, state)
@@ -173,6 +176,21 @@ def top_pages(scores: torch.Tensor, candidate: torch.Tensor, count: torch.Tensor
     ranked = torch.where(candidate, scores, float("-inf"))
     order = ranked.argsort(dim=2, descending=True, stable=True)
     return candidate & (order.argsort(dim=2) < count[:, None, None])
+
+
+def page_shares(scores: torch.Tensor, candidate: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Returns what attention would give to each page if its bound were the logit of one token.
+
+    Args:
+        scores: [B, H, N] float32 bounds.
+        candidate: [B, H, N] bool. Pages that share; the others get zero.
+        scaling: Factor on q·k before the softmax.
+
+    Returns:
+        [B, H, N] float32, which add up to one over the candidates.
+    """
+    shares = torch.where(candidate, scores * scaling, float("-inf")).softmax(2)
+    return torch.where(candidate, shares, 0.0)
 
 
 class _Rows(NamedTuple):

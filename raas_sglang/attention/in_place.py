@@ -69,7 +69,7 @@ class InPlaceDecode:
         pool.store_decode(layer, q, k, v)
         out = self._attend(q, k, v, layer, forward_batch, **kwargs)
         if pool.is_last(layer):
-            self.side.run(partial(pool.stamp_decode, self.rows))
+            self.side.run(partial(pool.stamp_decode, layer, self.rows))
         return out
 
     def _attend(

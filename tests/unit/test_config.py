@@ -90,7 +90,6 @@ def test_help_explains_every_flag():
         ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
         ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
         ({"kv_stamp_rule": "decay"}, "--kv-stamp-rule decay goes by .* add --kv-score exact"),
-        ({"kv_stamp_rule": "lrfu"}, "--kv-stamp-rule lrfu goes by .* add --kv-score exact"),
         ({"kv_stamp_rule": "lru"}, "must be one of top-r, alpha, decay, lrfu, got 'lru'"),
         ({"kv_stamp_decay": 0}, "--kv-stamp-decay must be a positive number .* got 0"),
         (

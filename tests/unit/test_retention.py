@@ -126,6 +126,25 @@ def test_a_head_keeps_the_tokens_that_the_engine_keeps(rule, floor):
         tell(head, rule, step, shares[3:].tolist())
 
 
+def test_lrfu_goes_by_the_softmax_of_bounds():
+    settings = Rule(rule="lrfu", score="bound", page=4, decay=16, floor=8)
+    retention = Retention(settings, torch.tensor([32]), (1, 1, 4), 3, 200)
+    head = NaiveHead("raas", 32, 4, settings.ratio, (0, 0), floor=8, by_mass=True)
+    random = torch.Generator().manual_seed(0)
+    for step in range(200):
+        key, *queries = torch.randint(-3, 4, (3, 4), generator=random).float()
+        now, queries = torch.tensor(step), torch.stack(queries)
+        head.store(step, key.tolist())
+        if step % 4 == 0:
+            retention.begin_page(now)
+        seen = retention.visible(0, torch.empty(0), torch.empty(0), now)[0, 0, : step + 1]
+        assert set(seen.nonzero()[:, 0].tolist()) == set(head.tokens.values())
+        retention.add_key(0, key[None, None], now)
+        retention.observe(0, queries[None, None], torch.empty(0), now)
+        bounds = {place: head.bound(place, queries.tolist()) for place in range(len(head.pages))}
+        head.gather_fading(head.shares(bounds, 0.5), math.exp(-1 / 16))
+
+
 def tell(head, rule, step, shares):
     """Lets the naive head see the shares of generated tokens."""
     own = [shares[page.birth : page.birth + len(page.keys)] for page in head.pages]
