@@ -41,8 +41,8 @@ class Decode:
         self.q = self._normal((LAYERS, rows, queries, DIM))
         self.indptr = self._integers(range(0, slots + 1, resident))
         self.indices = torch.randperm(slots, device="cuda").int()
-        tables = ([Policy.RAAS] * rows, [prompt] * rows, [budget] * rows, [budget // 32] * rows)
-        requests = RequestTables(*(self._integers(column) for column in tables))
+        columns = (Policy.RAAS, prompt, budget, budget // 32, 0)
+        requests = RequestTables(*(self._integers([column] * rows) for column in columns))
         positions = torch.full((rows,), prompt + 5 * budget + 7, device="cuda")
         slots_of_rows = torch.arange(1, rows + 1, device="cuda")
         self.batch = DecodeBatch(
@@ -50,10 +50,10 @@ class Decode:
         )
         pages, empty = budget // PAGE, torch.empty(0, device="cuda")
         current = torch.zeros(rows + 1, heads, dtype=torch.int32, device="cuda")
-        self.buffers = EvictionBuffers(empty, empty, empty, current, empty, empty)
-        scores = torch.empty(LAYERS, rows, heads, pages, device="cuda")
-        unused = [empty.expand(LAYERS, 0)] * 3
-        self.step = StepBuffers(*unused, scores, torch.empty_like(scores))
+        self.buffers = EvictionBuffers(empty, empty, empty, current, empty)
+        scores = torch.empty(LAYERS, rows, 1, heads, pages, device="cuda")
+        unused = [empty.expand(LAYERS, 0)] * 2
+        self.step = StepBuffers(*unused, scores, torch.empty_like(scores[:, :, 0]))
         self.logits = AttentionLogits.empty(rows, queries, budget, "cuda")
         self.workspace = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
 

@@ -10,6 +10,8 @@ from raas_kernels import Policy
 
 STAMP_RULES = ("top-r", "alpha", "decay", "lrfu")
 _LRFU_FLOOR = 48  # tokens
+# Fewer would read the keys more often; pages at least as large lose nothing by it.
+_SCORED_STEPS = 8
 POLICY_NAMES = tuple(policy.name.lower() for policy in Policy)
 
 
@@ -68,9 +70,6 @@ class RaasConfig:
         "Decode steps in which decay and lrfu let the importance of a page fall by a factor of e; "
         "default: 128 with lrfu, else 64.",
     )
-    kv_stamp_interval: int = _flag(
-        1, "Decode steps from one stamping of a request's pages to the next (1: the paper's rule)."
-    )
     kv_recency_floor: int | None = _flag(
         None,
         "Newest generated tokens that raas does not give up, at most half of a request's budget "
@@ -105,7 +104,6 @@ class RaasConfig:
         if self.kv_stamp_decay is None:
             object.__setattr__(self, "kv_stamp_decay", 128 if self.kv_stamp_rule == "lrfu" else 64)
         _check_interval("--kv-stamp-decay", self.kv_stamp_decay)
-        _check_interval("--kv-stamp-interval", self.kv_stamp_interval)
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)
         check_policy("--kv-policy", self.kv_policy, self.kv_score)
@@ -144,10 +142,13 @@ class RaasConfig:
 
     @property
     def fade(self) -> float | None:
-        """What the lrfu rule leaves of a mass from one stamping to the next, or None."""
-        if self.kv_stamp_rule != "lrfu":
-            return None
-        return math.exp(-self.kv_stamp_interval / self._stamp_decay)
+        """What the lrfu rule leaves of a mass at each step, or None."""
+        return math.exp(-1 / self._stamp_decay) if self.kv_stamp_rule == "lrfu" else None
+
+    @property
+    def scored_steps(self) -> int:
+        """Decode steps of a request that are scored together."""
+        return 1 if self.kv_score == "exact" else max(_SCORED_STEPS, self.kv_eviction_page_size)
 
     @property
     def recency_floor(self) -> int:

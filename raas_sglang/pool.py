@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-from raas_kernels import DecodeBatch
+from raas_kernels import DecodeBatch, KeyCaches
 from raas_kernels.layout import StepOptions
 from raas_kernels.ops import implementation
 from raas_kernels.page_scores import exact_scores
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestState
-from raas_sglang.restore import budget_layout, restore_layer
+from raas_sglang.restore import budget_layout, restore_state
 from raas_sglang.state import EvictionState, StateShape
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             head_offset,
             config.kv_score == "bound",
             config.alpha,
-            config.kv_stamp_interval,
+            config.scored_steps,
             layer_offset=self.start_layer,
             decay=config.decay,
             fade=config.fade,
@@ -61,6 +61,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         )
         num_slots = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_slots, self.device)
+        self.key_caches = KeyCaches.of(self.k_buffer)
 
     def is_last(self, layer: "RadixAttention") -> bool:
         """Whether a layer is this rank's last, after which a step ends."""
@@ -92,6 +93,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             self.k_buffer[index],
             self.v_buffer[index],
             self.state.step.layer(index),
+            self.state.buffers.layer(index),
             self.options,
         )
 
@@ -147,7 +149,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         """
         state, options = self.state, self.options._replace(scaling=layer.scaling)
         if options.bound_scores:
-            self.ops.score_pages(state.step, rows, state.buffers, options)
+            self.ops.score_pages(state.step, self.key_caches, rows, state.buffers, options)
         self.ops.stamp_decode(state.step, rows, state.buffers, options)
 
     def resume(self, slot: int, request: RequestState) -> None:
@@ -165,11 +167,9 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         source = row[request.prompt_len + layout.tokens.to(row.device) - request.skipped_len]
         target = row[request.prompt_len : request.prompt_len + len(layout.tokens)]
         for index in range(self.layer_num):
-            keys = self.k_buffer[index][source]
-            values = self.v_buffer[index][source]
-            self.k_buffer[index][target] = keys
-            self.v_buffer[index][target] = values
-            restore_layer(self.state.buffers.layer(index), slot, layout, keys, page_size)
+            self.k_buffer[index][target] = self.k_buffer[index][source]
+            self.v_buffer[index][target] = self.v_buffer[index][source]
+        restore_state(self.state.buffers, slot, layout)
 
     def _index(self, layer: "RadixAttention") -> int:
         index: int = layer.layer_id - self.start_layer

@@ -46,35 +46,16 @@ def budget_layout(generated: int, budget: int, page_size: int) -> BudgetLayout:
     return BudgetLayout(tokens, births, lasts, (generated - 1) % budget // page_size)
 
 
-def restore_layer(
-    buffers: EvictionBuffers, slot: int, layout: BudgetLayout, keys: torch.Tensor, page_size: int
-) -> None:
-    """Writes the state of one request in one layer: pages stamped by their last tokens, no mass.
+def restore_state(buffers: EvictionBuffers, slot: int, layout: BudgetLayout) -> None:
+    """Writes the state of one request in all layers: pages stamped by their last tokens, no mass.
 
     Args:
-        buffers: Eviction state of the layer.
+        buffers: Eviction state of all layers.
         slot: The request's slot.
         layout: From `budget_layout`.
-        keys: [K, H, D] keys in the order of the budget's places.
-        page_size: Tokens of an eviction page.
     """
-    pages, device = len(layout.births), keys.device
-    births = layout.births.to(device)
-    buffers.births[slot, :, :pages] = births.int()
-    buffers.stamps[slot, :, :pages] = layout.lasts.to(device).int()
-    buffers.mass[slot] = 0.0
-    buffers.current[slot] = layout.current
-    if buffers.key_min.shape[2] == 0:
-        return
-    place_page = torch.arange(keys.shape[0], device=device) // page_size
-    own = (layout.tokens.to(device) >= births[place_page])[:, None, None]
-    index = place_page[:, None, None].expand_as(keys)
-    # float32 holds bf16 and fp16 exactly, and has a scatter reduction on every device.
-    shape = (pages, *keys.shape[1:])
-    for target, fill, kind in (
-        (buffers.key_min, float("inf"), "amin"),
-        (buffers.key_max, float("-inf"), "amax"),
-    ):
-        bound = torch.full(shape, fill, device=device)
-        bound.scatter_reduce_(0, index, torch.where(own, keys.float(), fill), reduce=kind)
-        target[slot, :, :pages] = bound.transpose(0, 1).to(target.dtype)
+    pages, device = len(layout.births), buffers.births.device
+    buffers.births[:, slot, :, :pages] = layout.births.to(device).int()
+    buffers.stamps[:, slot, :, :pages] = layout.lasts.to(device).int()
+    buffers.mass[:, slot] = 0.0
+    buffers.current[:, slot] = layout.current

@@ -35,7 +35,7 @@ class StateShape(NamedTuple):
 
 
 class EvictionState:
-    """Owns the timestamps, page bounds and request tables on the device.
+    """Owns the timestamps, recent queries and request tables on the device.
 
     Nothing is cleared between requests: a page's state is written when the page is born, and pages
     that were not born yet are never read.
@@ -115,6 +115,7 @@ class EvictionState:
             [s.prompt_len for s in states],
             [s.options.budget for s in states],
             [self.config.stamp_pages(s.options.budget) for s in states],
+            [s.generated_len for s in states],
             [s.capacity if s.options.evicts else _NO_LIMIT for s in states],
         ]
         values = torch.tensor(columns, dtype=torch.int64)
@@ -142,7 +143,7 @@ class EvictionState:
 
         Args:
             req_pool_indices: [B] int64 request slots.
-            out: [4, B] int32, contiguous; where to copy them, or None for new memory.
+            out: [5, B] int32, contiguous; where to copy them, or None for new memory.
 
         Returns:
             Tables of the rows, [B].
@@ -169,26 +170,22 @@ _Fields = list[tuple[tuple[int, ...], torch.dtype]]
 def _buffer_fields(config: RaasConfig, shape: StateShape, slots: int) -> _Fields:
     """Size and dtype of each field of `EvictionBuffers`, for one layer."""
     pages = config.max_budget // config.kv_eviction_page_size
-    bounds = (slots, shape.heads, pages if config.kv_score == "bound" else 0, shape.head_dim)
+    steps = config.scored_steps if config.kv_score == "bound" else 0
     return [
         ((slots, shape.heads, pages), torch.int32),
         ((slots, shape.heads, pages), torch.int32),
         ((slots, shape.heads, pages), torch.float32),
         ((slots, shape.heads), torch.int32),
-        (bounds, shape.dtype),
-        (bounds, shape.dtype),
+        ((slots, steps, shape.query_heads, shape.head_dim), shape.dtype),
     ]
 
 
 def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
     """Size and dtype of each field of `StepBuffers`, for one layer."""
     pages = config.max_budget // config.kv_eviction_page_size
-    bound = config.kv_score == "bound"
-    kept = rows if bound else 0
     return [
         ((rows, shape.heads), torch.int32),
-        ((kept, shape.query_heads, shape.head_dim), shape.dtype),
-        ((kept, shape.heads, shape.head_dim), shape.dtype),
-        ((rows, shape.heads, pages), torch.float32),
-        ((0 if bound else rows, shape.heads, pages), torch.float32),
+        ((rows,), torch.int32),
+        ((rows, config.scored_steps, shape.heads, pages), torch.float32),
+        ((0 if config.kv_score == "bound" else rows, shape.heads, pages), torch.float32),
     ]

@@ -124,9 +124,9 @@ class NaiveHead:
                 page.stamp = max(page.stamp, step + math.floor(decay * math.log(score)))
 
     def gather_fading(self, scores: dict[int, float], fade: float) -> None:
-        """Lets what pages gathered fade, then adds their scores, but for the one being filled."""
+        """Lets what pages gathered fade and adds what is scored, but for the page being filled."""
         for place, page in enumerate(self.pages):
-            gained = 0.0 if place == self.current else scores[place]
+            gained = 0.0 if place == self.current else scores.get(place, 0.0)
             page.mass = float32(page.mass * fade + gained)
 
 

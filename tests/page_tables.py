@@ -33,9 +33,9 @@ def buffers():
     def table(*size):
         return torch.randint(0, 1000, (LAYERS, SLOTS, HEADS, *size), dtype=torch.int32)
 
-    none = torch.empty(LAYERS, SLOTS, HEADS, 0, 8)
+    queries = torch.empty(LAYERS, SLOTS, 0, HEADS, 8)
     mass = torch.zeros(LAYERS, SLOTS, HEADS, PAGES)
-    return EvictionBuffers(table(PAGES), table(PAGES), mass, table(), none, none)
+    return EvictionBuffers(table(PAGES), table(PAGES), mass, table(), queries)
 
 
 def request(generated, policy=Policy.RAAS):

@@ -3,6 +3,7 @@
 from raas_kernels.layout import (
     DecodeBatch,
     EvictionBuffers,
+    KeyCaches,
     Policy,
     RequestTables,
     StepBuffers,
@@ -12,6 +13,7 @@ from raas_kernels.layout import (
 __all__ = [
     "DecodeBatch",
     "EvictionBuffers",
+    "KeyCaches",
     "Policy",
     "RequestTables",
     "StepBuffers",

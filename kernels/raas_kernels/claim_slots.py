@@ -19,25 +19,31 @@ def claim_slots(
     """Same contract as `torch_ops.claim_slots`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: targets are laid out otherwise, or too few.
+        ValueError: targets or places of queries are laid out otherwise, or too few.
     """
     layers, slots, heads, num_pages = buffers.stamps.shape
     rows, targets, tables = batch.positions.shape[0], step.targets, batch.requests
     if rows == 0:
         return
     max_rows = targets.shape[1]
-    if (
-        targets.shape != (layers, max_rows, heads)
-        or max_rows < rows
-        or targets.dtype != torch.int32
-        or not targets.is_contiguous()
+    for name, shape in (
+        ("targets", (layers, max_rows, heads)),
+        ("query_places", targets.shape[:2]),
     ):
-        raise ValueError(
-            f"targets must be contiguous int32 [{layers}, at least {rows}, {heads}], got "
-            f"{targets.dtype} {tuple(targets.shape)} with strides {targets.stride()}"
-        )
+        tensor = getattr(step, name)
+        if (
+            tensor.shape != shape
+            or max_rows < rows
+            or tensor.dtype != torch.int32
+            or not tensor.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name} must be contiguous int32 {(layers, f'at least {rows}', *shape[2:])}, got "
+                f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
+            )
     _claim_slots_kernel[(heads, rows, layers)](
         targets,
+        step.query_places,
         *batch[:5],
         tables.policies,
         tables.prompt_lens,
@@ -54,6 +60,8 @@ def claim_slots(
         HEADS=heads,
         BLOCK_PAGES=triton.next_power_of_2(num_pages),
         PAGE_SIZE=options.page_size,
+        SCORED_STEPS=options.scored_steps,
+        BOUND_SCORES=options.bound_scores,
         FADES=options.fade is not None,
         FLOOR=options.floor,
         num_warps=1,
@@ -63,6 +71,7 @@ def claim_slots(
 @triton.jit
 def _claim_slots_kernel(
     targets_ptr,
+    query_places_ptr,
     req_pool_indices_ptr,
     positions_ptr,
     out_cache_loc_ptr,
@@ -83,6 +92,8 @@ def _claim_slots_kernel(
     HEADS: tl.constexpr,
     BLOCK_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    SCORED_STEPS: tl.constexpr,
+    BOUND_SCORES: tl.constexpr,
     FADES: tl.constexpr,
     FLOOR: tl.constexpr,
 ):
@@ -122,6 +133,9 @@ def _claim_slots_kernel(
     in_place = tl.load(kv_indices_ptr + place, mask=saturated, other=0).to(tl.int32)
     here = (layer * max_rows + row) * HEADS + head
     tl.store(targets_ptr + here, tl.where(saturated, in_place, target))
+    if BOUND_SCORES & (head == 0):
+        query_place = slot.to(tl.int32) * SCORED_STEPS + step % SCORED_STEPS
+        tl.store(query_places_ptr + layer * max_rows + row, query_place)
     if evicts:
         tl.store(stamps_ptr + state + page, step)
         if begins:

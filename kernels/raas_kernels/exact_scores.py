@@ -70,12 +70,12 @@ def score_logits(
         options: Server-wide choices.
     """
     rows = batch.positions.shape[0]
-    heads, pages = step.page_scores.shape[1:]
+    heads, pages = step.page_mass.shape[1:]
     queries, tokens = logits.logits.shape[1:]
-    if tokens != pages * options.page_size or step.page_mass.shape != step.page_scores.shape:
+    if tokens != pages * options.page_size or step.page_scores.shape[1:] != (1, heads, pages):
         raise ValueError(
             f"logits must hold the tokens of {pages} pages of {options.page_size}, and page_mass "
-            f"be shaped as page_scores, got {tokens} tokens and {tuple(step.page_mass.shape)}; "
+            f"page_scores be of one step, got {tokens} tokens and {tuple(step.page_scores.shape)}; "
             "allocate them for the same largest budget, without bound_scores"
         )
     if rows == 0:

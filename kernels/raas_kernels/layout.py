@@ -2,7 +2,8 @@
 
 Letters in shapes: ``B`` rows of a decode batch, ``M`` rows of the largest one, ``R`` request slots
 of SGLang's `ReqToTokenPool` (row 0 is its padding row), ``Y`` layers, ``Hq`` query heads, ``H`` KV
-heads, ``D`` head size, ``S`` KV slots, ``N`` eviction pages of the largest budget.
+heads, ``D`` head size, ``S`` KV slots, ``N`` eviction pages of the largest budget, ``T`` decode
+steps that are scored together.
 """
 
 from enum import IntEnum
@@ -31,12 +32,15 @@ class RequestTables(NamedTuple):
         prompt_lens: int32. P, tokens before the first generated one.
         budgets: int32. L, a multiple of the eviction page size.
         stamp_pages: int32. Pages that the top-r rule stamps at each step.
+        first_steps: int32. Generated tokens that were prefilled when the request was admitted last,
+            0 unless it was interrupted; of earlier steps there are no queries.
     """
 
     policies: torch.Tensor
     prompt_lens: torch.Tensor
     budgets: torch.Tensor
     stamp_pages: torch.Tensor
+    first_steps: torch.Tensor
 
 
 class EvictionBuffers(NamedTuple):
@@ -49,17 +53,15 @@ class EvictionBuffers(NamedTuple):
         mass: [Y, R, H, N] float32. Attention probability that the page has gathered: H2O's sum of
             all of it, or the lrfu rule's fading sum of what the page scored at each stamping.
         current: [Y, R, H] int32. The page being filled.
-        key_min: [Y, R, H, N, D], dtype of the KV cache. Per-channel minimum of the page's keys;
-            unused, and N is 0, without `StepOptions.bound_scores`.
-        key_max: [Y, R, H, N, D], dtype of the KV cache. Per-channel maximum.
+        queries: [Y, R, T, Hq, D], dtype of the KV cache. Queries of the request's last steps, step
+            ``s`` in place ``s mod T``; unused, and T is 0, without `StepOptions.bound_scores`.
     """
 
     stamps: torch.Tensor
     births: torch.Tensor
     mass: torch.Tensor
     current: torch.Tensor
-    key_min: torch.Tensor
-    key_max: torch.Tensor
+    queries: torch.Tensor
 
     def layer(self, index: int) -> "EvictionBuffers":
         """Views of one layer, counted from this rank's first."""
@@ -74,19 +76,16 @@ class StepBuffers(NamedTuple):
 
     Attributes:
         targets: [Y, M, H] int32. KV slot that each head writes this step's token to.
-        queries: [Y, M, Hq, D], dtype of the queries. Queries of the step, for `score_pages`;
-            unused, and M is 0, without `StepOptions.bound_scores`.
-        keys: [Y, M, H, D], dtype of the KV cache. Keys of the step as they are stored, for
-            `score_pages`; unused, and M is 0, without `StepOptions.bound_scores`.
-        page_scores: [Y, M, H, N] float32. Score of each page: its bound, or the largest attention
-            probability of one of its tokens.
+        query_places: [Y, M] int32. Place of the row's queries in `EvictionBuffers.queries` of the
+            layer, counted over ``R * T``.
+        page_scores: [Y, M, T, H, N] float32. Score of each page at each step that is scored: its
+            bound, or the largest attention probability of one of its tokens.
         page_mass: [Y, M, H, N] float32. Sum of the probabilities of the page's tokens, the mean
             over the KV head's queries; unused, and M is 0, with `StepOptions.bound_scores`.
     """
 
     targets: torch.Tensor
-    queries: torch.Tensor
-    keys: torch.Tensor
+    query_places: torch.Tensor
     page_scores: torch.Tensor
     page_mass: torch.Tensor
 
@@ -119,6 +118,24 @@ class DecodeBatch(NamedTuple):
     requests: RequestTables
 
 
+class KeyCaches(NamedTuple):
+    """SGLang's key caches of all layers.
+
+    Attributes:
+        layers: [S, H, D] each, one for each layer.
+        pointers: [Y] int64, on their device. Where each begins, for kernels of all layers.
+    """
+
+    layers: list[torch.Tensor]
+    pointers: torch.Tensor
+
+    @classmethod
+    def of(cls, layers: list[torch.Tensor]) -> "KeyCaches":
+        """Notes where caches begin that stay where they are."""
+        pointers = [cache.data_ptr() for cache in layers]
+        return cls(layers, torch.tensor(pointers, dtype=torch.int64, device=layers[0].device))
+
+
 class StepOptions(NamedTuple):
     """What stays the same for a whole server.
 
@@ -127,13 +144,15 @@ class StepOptions(NamedTuple):
         head_offset: Index of this rank's first KV head, so that ranks agree with one GPU.
         bound_scores: Whether RaaS pages are scored by their bounds; if not, by attention.
         alpha: Threshold of the alpha rule; None for another rule.
-        stamp_interval: Decode steps of a request from one stamping of its RaaS pages to the next;
-            the last step of each interval stamps. The page being filled is stamped at every step.
+        scored_steps: T. Decode steps of a RaaS request that are scored and stamped together, after
+            the last of them; with bound scores a multiple of the page size, else 1. Only pages that
+            were full before the first of them count. With T equal to the page size nothing is late,
+            since a victim is chosen only where a page begins.
         layer_offset: Index of this rank's first layer, so that stages agree with one GPU.
         decay: Steps in which the decay rule lets a page's importance fall by a factor of e; None
             for another rule.
-        fade: Factor by which the lrfu rule lets a page's mass fade from one stamping to the next;
-            None for another rule.
+        fade: Factor by which the lrfu rule lets a page's mass fade at each step; None for another
+            rule.
         floor: Newest tokens that a RaaS row does not give up, at most half of its budget; whole
             pages of them.
         scaling: Factor on q·k before the softmax that makes probabilities of bounds, for the lrfu
@@ -144,7 +163,7 @@ class StepOptions(NamedTuple):
     head_offset: int
     bound_scores: bool
     alpha: float | None
-    stamp_interval: int = 1
+    scored_steps: int = 1
     layer_offset: int = 0
     decay: float | None = None
     fade: float | None = None

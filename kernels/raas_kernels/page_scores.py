@@ -34,7 +34,7 @@ def exact_scores(
     step.page_scores[:rows] = 0.0
     step.page_mass[:rows] = 0.0
     query = q.float().reshape(rows, heads, -1, q.shape[2])
-    policies, prompt_lens, budgets, _ = (column.tolist() for column in batch.requests)
+    policies, prompt_lens, budgets, *_ = (column.tolist() for column in batch.requests)
     for row, (slot, policy) in enumerate(
         zip(batch.req_pool_indices.tolist(), policies, strict=True)
     ):
@@ -51,7 +51,7 @@ def exact_scores(
         pages = weights.shape[2]
         own = _own_tokens(buffers.current[slot], generated - 1, pages, size)
         weights = weights * own[:, None]
-        step.page_scores[row, :, :pages] = weights.amax(3).amax(1)
+        step.page_scores[row, 0, :, :pages] = weights.amax(3).amax(1)
         step.page_mass[row, :, :pages] = weights.sum(3).mean(1)
 
 

@@ -1,76 +1,95 @@
-"""Bounds of all pages against the queries of a step, for all layers in one launch.
+"""Bounds of all pages against the queries of some steps, for all layers in one launch.
 
 Quest's bound of q·k over a page, ``sum_d max(q * low, q * high)``, is two matrix products, because
 ``low <= high``: ``high @ max(q, 0) + low @ min(q, 0)``. The products of 16-bit numbers are exact in
-float32, which they are summed in. One program per tile of pages, KV head, row and layer; it reads
-the tile's bounds once for all queries of the head: per row, head and layer 2 * N * D numbers. The
-program whose tile has the page being filled also extends it; nobody scores that page, so it matters
-to no one which of its bounds are read beside.
+float32, which they are summed in. Minimum and maximum are taken from the key cache itself, so pages
+of any size cost no memory, and all queries that came while a page was filled are scored at once, so
+the cache is read once for them: ``L`` keys of each head and layer, for a row that is due. One
+program per few tiles of pages, KV head, row and layer; of a row that is not due it ends at once.
 """
 
-import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
+from raas_kernels.layout import (
+    DecodeBatch,
+    EvictionBuffers,
+    KeyCaches,
+    StepBuffers,
+    StepOptions,
+)
 from raas_kernels.select import RAAS
 
 TILE_PAGES = 32
+# Of a program. Programs that find nothing to do cost time too, so there should not be too many.
+_PROGRAM_TOKENS = 512
 
 
 def score_pages(
-    step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
+    step: StepBuffers,
+    keys: KeyCaches,
+    batch: DecodeBatch,
+    buffers: EvictionBuffers,
+    options: StepOptions,
 ) -> None:
     """Same contract as `torch_ops.score_pages`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: queries and bounds differ in type, or keys or scores are laid out otherwise.
+        ValueError: queries and keys differ in type, or a tensor is laid out otherwise.
     """
     layers, slots, heads, num_pages = buffers.stamps.shape
-    rows, query_heads, head_dim = batch.positions.shape[0], *step.queries.shape[2:]
+    rows, cache, steps = batch.positions.shape[0], keys.layers[0], options.scored_steps
     if rows == 0:
         return
-    if step.queries.dtype != buffers.key_min.dtype:
+    query_heads, head_dim = buffers.queries.shape[3:]
+    if buffers.queries.dtype != cache.dtype:
         raise ValueError(
             "queries must have the type of the KV cache for bound scores, got "
-            f"{step.queries.dtype} and {buffers.key_min.dtype}; use --kv-score exact"
+            f"{buffers.queries.dtype} and {cache.dtype}; use --kv-score exact"
         )
-    max_rows = step.queries.shape[1]
-    for name, last, dtype in (
-        ("keys", head_dim, buffers.key_min.dtype),
-        ("page_scores", num_pages, torch.float32),
+    if cache.stride()[1:] != (head_dim, 1) or len(keys.pointers) != layers:
+        raise ValueError(
+            f"keys must be {layers} caches with contiguous heads of {head_dim}, got "
+            f"{len(keys.pointers)} with strides {cache.stride()}"
+        )
+    max_rows = step.page_scores.shape[1]
+    for tensor, name, shape in (
+        (buffers.queries, "queries", (layers, slots, steps, query_heads, head_dim)),
+        (step.page_scores, "page_scores", (layers, max_rows, steps, heads, num_pages)),
     ):
-        tensor, expected = getattr(step, name), (layers, max_rows, heads, last)
-        if tensor.shape != expected or tensor.dtype != dtype or not tensor.is_contiguous():
+        if tensor.shape != shape or not tensor.is_contiguous():
             raise ValueError(
-                f"{name} must be contiguous {dtype} {expected}, got {tensor.dtype} "
-                f"{tuple(tensor.shape)} with strides {tensor.stride()}"
+                f"{name} must be contiguous {shape}, got {tuple(tensor.shape)} "
+                f"with strides {tensor.stride()}"
             )
     group = query_heads // heads
     tile = min(TILE_PAGES, max(16, triton.next_power_of_2(num_pages)))
-    _score_pages_kernel[(triton.cdiv(num_pages, tile) * heads, rows, layers)](
-        step.queries,
-        step.keys,
+    tiles = max(1, _PROGRAM_TOKENS // (tile * options.page_size))
+    _score_pages_kernel[(triton.cdiv(num_pages, tile * tiles) * heads, rows, layers)](
+        buffers.queries,
+        keys.pointers,
+        cache,
         step.page_scores,
         batch.req_pool_indices,
         batch.positions,
+        batch.kv_indptr,
+        batch.kv_indices,
         batch.requests.policies,
         batch.requests.prompt_lens,
         batch.requests.budgets,
-        buffers.current,
-        buffers.key_min,
-        buffers.key_max,
         slots,
         max_rows,
         num_pages,
+        cache.stride(0),
         HEADS=heads,
         GROUP=group,
         BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_PAGES=tile,
+        TILES=tiles,
         PAGE_SIZE=options.page_size,
-        STAMP_INTERVAL=options.stamp_interval,
+        SCORED_STEPS=steps,
         num_warps=4,
     )
 
@@ -78,66 +97,70 @@ def score_pages(
 @triton.jit
 def _score_pages_kernel(
     queries_ptr,
-    keys_ptr,
+    pointers_ptr,
+    key_cache_ptr,
     page_scores_ptr,
     req_pool_indices_ptr,
     positions_ptr,
+    kv_indptr_ptr,
+    kv_indices_ptr,
     policies_ptr,
     prompt_lens_ptr,
     budgets_ptr,
-    current_ptr,
-    key_min_ptr,
-    key_max_ptr,
     num_slots,
     max_rows,
     num_pages,
+    stride_key_cache,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_PAGES: tl.constexpr,
+    TILES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    STAMP_INTERVAL: tl.constexpr,
+    SCORED_STEPS: tl.constexpr,
 ):
     head = tl.program_id(0) % HEADS
-    first = tl.program_id(0) // HEADS * BLOCK_PAGES
+    first = tl.program_id(0) // HEADS * (TILES * BLOCK_PAGES)
     row = tl.program_id(1)
     layer = tl.program_id(2).to(tl.int64)
     policy = tl.load(policies_ptr + row)
-    slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
-    step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+    prompt_len = tl.load(prompt_lens_ptr + row)
+    step = tl.load(positions_ptr + row).to(tl.int32) - prompt_len
     count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
-    owner = (layer * num_slots + slot) * HEADS + head
-    current = tl.load(current_ptr + owner)
-    due = (step + 1) % STAMP_INTERVAL == 0
-    here = (layer * max_rows + row) * HEADS + head
-    dims = tl.arange(0, BLOCK_DIM)
-    if (policy == RAAS) & (current >= first) & (current < first + BLOCK_PAGES):
-        inside = dims < HEAD_DIM
-        bounds = (owner * num_pages + current) * HEAD_DIM + dims
-        key = tl.load(keys_ptr + here * HEAD_DIM + dims, mask=inside)
-        kept = inside & (step % PAGE_SIZE != 0)
-        low = tl.load(key_min_ptr + bounds, mask=kept, other=float("inf"))
-        high = tl.load(key_max_ptr + bounds, mask=kept, other=float("-inf"))
-        tl.store(key_min_ptr + bounds, tl.minimum(low, key), mask=inside)
-        tl.store(key_max_ptr + bounds, tl.maximum(high, key), mask=inside)
-    if (policy == RAAS) & due & (first < count):
-        pages = first + tl.arange(0, BLOCK_PAGES)
-        members = tl.arange(0, BLOCK_GROUP)
-        bounds = (owner * num_pages + pages[:, None]) * HEAD_DIM + dims[None, :]
-        mask = (pages < count)[:, None] & (dims < HEAD_DIM)[None, :]
-        low = tl.load(key_min_ptr + bounds, mask=mask, other=0.0)
-        high = tl.load(key_max_ptr + bounds, mask=mask, other=0.0)
-
-        inside = (members < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-        query = (here * GROUP + members[:, None]) * HEAD_DIM + dims[None, :]
-        query = tl.load(queries_ptr + query, mask=inside, other=0.0)
-        above = tl.maximum(query, 0.0).to(query.dtype)
-        below = tl.minimum(query, 0.0).to(query.dtype)
-        scores = tl.dot(high, tl.trans(above), input_precision="ieee")
-        scores = tl.dot(low, tl.trans(below), scores, input_precision="ieee")
-        scores = tl.where((members < GROUP)[None, :], scores, float("-inf"))
-        best = tl.max(scores, axis=1)
-        scored = (pages < count) & (pages != current)
-        tl.store(page_scores_ptr + here * num_pages + pages, best, mask=scored)
+    if (policy != RAAS) | ((step + 1) % SCORED_STEPS != 0) | (first >= count):
+        return
+    # Only the type of this pointer is used: the layers' caches are tensors of their own.
+    cache = tl.load(pointers_ptr + layer).to(tl.pointer_type(key_cache_ptr.dtype.element_ty))
+    tokens = kv_indices_ptr + tl.load(kv_indptr_ptr + row).to(tl.int64) + prompt_len
+    slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    dims, members = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_GROUP)
+    inside, asked = dims < HEAD_DIM, members < GROUP
+    asked_dims = asked[:, None] & inside[None, :]
+    of_head = head * HEAD_DIM + dims[None, :]
+    for tile in range(TILES):
+        pages = first + tile * BLOCK_PAGES + tl.arange(0, BLOCK_PAGES)
+        present = pages < count
+        mask = present[:, None] & inside[None, :]
+        slots = tl.load(tokens + pages * PAGE_SIZE, mask=present, other=0).to(tl.int64)
+        low = tl.load(cache + slots[:, None] * stride_key_cache + of_head, mask=mask, other=0.0)
+        high = low
+        for token in range(1, PAGE_SIZE):
+            slots = tl.load(tokens + pages * PAGE_SIZE + token, mask=present, other=0).to(tl.int64)
+            key = tl.load(cache + slots[:, None] * stride_key_cache + of_head, mask=mask, other=0.0)
+            # Both compute 16-bit numbers in float32.
+            low = tl.minimum(low, key).to(key.dtype)
+            high = tl.maximum(high, key).to(key.dtype)
+        for place in range(SCORED_STEPS):
+            of_step = ((layer * num_slots + slot) * SCORED_STEPS + place) * HEADS + head
+            query = (of_step * GROUP + members[:, None]) * HEAD_DIM + dims[None, :]
+            query = tl.load(queries_ptr + query, mask=asked_dims, other=0.0)
+            above = tl.maximum(query, 0.0).to(query.dtype)
+            below = tl.minimum(query, 0.0).to(query.dtype)
+            scores = tl.dot(high, tl.trans(above), input_precision="ieee")
+            scores = tl.dot(low, tl.trans(below), scores, input_precision="ieee")
+            scores = tl.where(asked[None, :], scores, float("-inf"))
+            here = ((layer * max_rows + row) * SCORED_STEPS + place) * HEADS + head
+            best = tl.max(scores, axis=1)
+            tl.store(page_scores_ptr + here * num_pages + pages, best, mask=present)

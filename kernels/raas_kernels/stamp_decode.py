@@ -1,7 +1,7 @@
-"""Stamps of a step from its page scores, for all layers in one launch; also the mass.
+"""Stamps of some steps from their page scores, for all layers in one launch; also the mass.
 
-One warp per KV head, row and layer; it reads one row of scores and writes one row of timestamps, or
-of mass.
+One warp per KV head, row and layer; it reads one row of scores for each step and writes one row of
+timestamps, or of mass.
 """
 
 import torch
@@ -20,16 +20,18 @@ def stamp_decode(
     """Same contract as `torch_ops.stamp_decode`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: scores or mass are not contiguous float32 [Y, M, H, N].
+        ValueError: scores are not contiguous float32 [Y, M, T, H, N], or masses [Y, M, H, N].
     """
     layers, slots, heads, num_pages = buffers.stamps.shape
     rows, max_rows = batch.positions.shape[0], step.page_scores.shape[1]
     if rows == 0:
         return
-    used = ("page_scores",) if options.bound_scores else ("page_scores", "page_mass")
-    for name in used:
+    scored = (layers, max_rows, options.scored_steps, heads, num_pages)
+    shapes: dict[str, tuple[int, ...]] = {"page_scores": scored}
+    if not options.bound_scores:
+        shapes["page_mass"] = (layers, max_rows, heads, num_pages)
+    for name, expected in shapes.items():
         tensor = getattr(step, name)
-        expected = (layers, max_rows, heads, num_pages)
         if tensor.shape != expected or tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise ValueError(
                 f"{name} must be contiguous float32 {expected}, got {tensor.dtype} "
@@ -42,8 +44,8 @@ def stamp_decode(
         batch.positions,
         *batch.requests,
         buffers.stamps,
+        buffers.births,
         buffers.mass,
-        buffers.current,
         0.0 if options.alpha is None else options.alpha,
         0.0 if options.decay is None else options.decay,
         0.0 if options.fade is None else options.fade,
@@ -58,7 +60,7 @@ def stamp_decode(
         ALPHA=options.alpha is not None,
         DECAY=options.decay is not None,
         FADES=options.fade is not None,
-        STAMP_INTERVAL=options.stamp_interval,
+        SCORED_STEPS=options.scored_steps,
         num_warps=1,
     )
 
@@ -73,9 +75,10 @@ def _stamp_decode_kernel(
     prompt_lens_ptr,
     budgets_ptr,
     stamp_pages_ptr,
+    first_steps_ptr,
     stamps_ptr,
+    births_ptr,
     mass_ptr,
-    current_ptr,
     alpha,
     decay,
     fade,
@@ -90,7 +93,7 @@ def _stamp_decode_kernel(
     ALPHA: tl.constexpr,
     DECAY: tl.constexpr,
     FADES: tl.constexpr,
-    STAMP_INTERVAL: tl.constexpr,
+    SCORED_STEPS: tl.constexpr,
 ):
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -98,35 +101,45 @@ def _stamp_decode_kernel(
     policy = tl.load(policies_ptr + row)
     slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     pages = tl.arange(0, BLOCK_PAGES)
-    owner = (layer * num_slots + slot) * HEADS + head
-    state = owner * num_pages
-    here = ((layer * max_rows + row) * HEADS + head) * num_pages
+    state = ((layer * num_slots + slot) * HEADS + head) * num_pages
+    here = layer * max_rows + row
     if not BOUND_SCORES:
         if policy == H2O:
             inside = pages < num_pages
             gathered = tl.load(mass_ptr + state + pages, mask=inside, other=0.0)
-            gained = tl.load(page_mass_ptr + here + pages, mask=inside, other=0.0)
+            gained = page_mass_ptr + (here * HEADS + head) * num_pages + pages
+            gained = tl.load(gained, mask=inside, other=0.0)
             tl.store(mass_ptr + state + pages, gathered + gained, mask=inside)
-    step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
-    if (policy == RAAS) & ((step + 1) % STAMP_INTERVAL == 0):
-        count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
-        # The page being filled is stamped when its token is stored; it takes no other's place.
-        candidate = (pages < count) & (pages != tl.load(current_ptr + owner))
-        scores = tl.load(page_scores_ptr + here + pages, mask=pages < count, other=0.0)
-        stamp = tl.full((BLOCK_PAGES,), 0, tl.int32) + step
-        if FADES:
-            if BOUND_SCORES:
-                scores = page_shares(scores, candidate, scaling_log2)
-            mass = tl.load(mass_ptr + state + pages, mask=candidate, other=0.0)
-            tl.store(mass_ptr + state + pages, mass * fade + scores, mask=candidate)
-        else:
-            if ALPHA:
-                chosen = candidate & (scores > alpha)
+    last = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+    if (policy == RAAS) & ((last + 1) % SCORED_STEPS == 0):
+        count = tl.minimum(last // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
+        present = pages < count
+        # A page that these steps filled is stamped where its tokens are stored.
+        first = last + 1 - SCORED_STEPS
+        births = tl.load(births_ptr + state + pages, mask=present, other=0)
+        candidate = present & (births < first // PAGE_SIZE * PAGE_SIZE)
+        first_known = tl.load(first_steps_ptr + row)
+        stamp_pages = tl.load(stamp_pages_ptr + row)
+        mass = tl.load(mass_ptr + state + pages, mask=candidate, other=0.0)
+        stamps = tl.load(stamps_ptr + state + pages, mask=candidate, other=0)
+        for place in range(SCORED_STEPS):
+            step = first + place
+            known = candidate & (step >= first_known)
+            scores = page_scores_ptr + ((here * SCORED_STEPS + place) * HEADS + head) * num_pages
+            scores = tl.load(scores + pages, mask=known, other=0.0)
+            if FADES:
+                if BOUND_SCORES:
+                    scores = page_shares(scores, known, scaling_log2)
+                mass = tl.where(known, mass * fade + scores, mass)
+            elif ALPHA:
+                stamps = tl.where(known & (scores > alpha), step, stamps)
             elif DECAY:
-                chosen = candidate & (scores > 0)
+                chosen = known & (scores > 0)
                 age = tl.floor(decay * tl.log(tl.where(chosen, scores, 1.0)))
-                before = tl.load(stamps_ptr + state + pages, mask=chosen, other=0)
-                stamp = tl.maximum(before, step + age.to(tl.int32))
+                stamps = tl.where(chosen, tl.maximum(stamps, step + age.to(tl.int32)), stamps)
             else:
-                chosen = top_pages(scores, candidate, tl.load(stamp_pages_ptr + row))
-            tl.store(stamps_ptr + state + pages, stamp, mask=chosen)
+                stamps = tl.where(top_pages(scores, known, stamp_pages), step, stamps)
+        if FADES:
+            tl.store(mass_ptr + state + pages, mass, mask=candidate)
+        else:
+            tl.store(stamps_ptr + state + pages, stamps, mask=candidate)

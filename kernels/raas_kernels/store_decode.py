@@ -1,7 +1,7 @@
 """Store of one decode step: all that has to happen in each layer, and before its attention.
 
 One warp per row and KV head, which moves the head's key and value and, with bound scores, copies
-its queries and key. It waits for nothing but its slot, which `claim_slots` found. From Hopper on it
+its queries. It waits for nothing but its slots, which `claim_slots` found. From Hopper on it
 is launched while the kernel before it ends, and lets attention do the same (programmatic dependent
 launch); each waits for the writes of the one before.
 """
@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import StepBuffers, StepOptions
+from raas_kernels.layout import EvictionBuffers, StepBuffers, StepOptions
 
 
 def store_decode(
@@ -22,6 +22,7 @@ def store_decode(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     step: StepBuffers,
+    buffers: EvictionBuffers,
     options: StepOptions,
 ) -> None:
     """Same contract as `torch_ops.store_decode`; asynchronous and CUDA-graph safe.
@@ -35,8 +36,8 @@ def store_decode(
     _check_inputs(q, k, v)
     _check_rows("targets", step.targets, rows, (heads,), torch.int32)
     if options.bound_scores:
-        _check_rows("queries", step.queries, rows, q.shape[1:], q.dtype)
-        _check_rows("keys", step.keys, rows, k.shape[1:], key_cache.dtype)
+        _check_rows("query_places", step.query_places, rows, (), torch.int32)
+        _check_rows("queries", buffers.queries, 1, (options.scored_steps, *q.shape[1:]), q.dtype)
     group = q.shape[1] // heads
     overlaps = _has_dependent_launch(q.device)
     _store_decode_kernel[(heads, rows)](
@@ -46,8 +47,8 @@ def store_decode(
         key_cache,
         value_cache,
         step.targets,
-        step.queries,
-        step.keys,
+        step.query_places,
+        buffers.queries,
         q.stride(0),
         k.stride(0),
         v.stride(0),
@@ -107,8 +108,8 @@ def _store_decode_kernel(
     key_cache_ptr,
     value_cache_ptr,
     targets_ptr,
+    query_places_ptr,
     queries_ptr,
-    keys_ptr,
     stride_q,
     stride_k,
     stride_v,
@@ -134,12 +135,11 @@ def _store_decode_kernel(
     key = tl.load(k_ptr + row * stride_k + dims, mask=inside)
     value = tl.load(v_ptr + row * stride_v + dims, mask=inside)
     if BOUND_SCORES:
+        place = tl.load(query_places_ptr + row).to(tl.int64)
         members = tl.arange(0, BLOCK_QUERIES)
         present = members < GROUP * HEAD_DIM
         members += head * GROUP * HEAD_DIM
         query = tl.load(q_ptr + row * stride_q + members, mask=present)
-        # Before what waits for the slot.
-        tl.store(queries_ptr + row * HEADS * GROUP * HEAD_DIM + members, query, mask=present)
-        tl.store(keys_ptr + row * HEADS * HEAD_DIM + dims, key, mask=inside)
+        tl.store(queries_ptr + place * HEADS * GROUP * HEAD_DIM + members, query, mask=present)
     tl.store(key_cache_ptr + target * stride_key_cache + dims, key, mask=inside)
     tl.store(value_cache_ptr + target * stride_value_cache + dims, value, mask=inside)

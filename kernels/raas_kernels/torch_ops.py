@@ -1,16 +1,24 @@
 """The ops in plain torch: what a machine without Triton runs, and what the kernels are held to.
 
 All rows and heads at once, no loop over tokens. Integers (victims, stamps, slots) are equal to the
-kernels' bit for bit; bounds too, since minimum and maximum do not round. A mass that fades may
-differ in its last bit, since a kernel fuses multiplication and addition, unless `StepOptions.fade`
-is a power of two.
+kernels' bit for bit, and so are bounds of small integers. A mass that fades may differ in its last
+bits, since a kernel fuses multiplication and addition, unless `StepOptions.fade` is a power of two,
+and takes another way through the softmax of bounds.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from raas_kernels.layout import DecodeBatch, EvictionBuffers, Policy, StepBuffers, StepOptions
+from raas_kernels.layout import (
+    DecodeBatch,
+    EvictionBuffers,
+    KeyCaches,
+    Policy,
+    StepBuffers,
+    StepOptions,
+)
+from raas_kernels.torch_scores import bound_scores, page_shares, top_pages
 
 
 def claim_slots(
@@ -20,16 +28,21 @@ def claim_slots(
 
     Called once before the first layer. Per layer, row and KV head: choose a victim where a new page
     begins, reset its state, stamp the page being filled, and leave in ``step.targets`` the slot
-    that SGLang allocated or, for a saturated row, one of the page's own. Mutates ``step`` and the
-    buffers, all but the bounds; the state of dense rows and of other requests stays as it is.
+    that SGLang allocated or, for a saturated row, one of the page's own. With bound scores the
+    places of the row's queries too. Mutates ``step`` and the buffers, all but the queries; the
+    state of dense rows and of other requests stays as it is.
 
     Args:
-        step: ``targets`` of the batch's rows are written.
+        step: ``targets`` and ``query_places`` of the batch's rows are written.
         batch: Rows of the step.
         buffers: Eviction state of all layers.
         options: Server-wide choices.
     """
     rows = _rows(batch, batch.requests.policies != Policy.DENSE)
+    if options.bound_scores:
+        steps = (batch.positions - batch.requests.prompt_lens) % options.scored_steps
+        query_places = batch.req_pool_indices * options.scored_steps + steps
+        step.query_places[:, : len(query_places)] = query_places.int()
     saturated = rows.step >= rows.budgets
     places = batch.kv_indptr.long()[rows.row] + rows.prompt_lens + rows.step % options.page_size
     for layer in range(buffers.stamps.shape[0]):
@@ -47,13 +60,14 @@ def store_decode(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     step: StepBuffers,
+    buffers: EvictionBuffers,
     options: StepOptions,
 ) -> None:
     """Stores the token of one decode step where `claim_slots` said.
 
     Called for each layer before its attention. Writes k and v to the caches and, with
-    `StepOptions.bound_scores`, q and k to ``step`` for `score_pages`: of every row, dense ones
-    too, since a look at the policy would take longer than the copy.
+    `StepOptions.bound_scores`, q to ``buffers`` for `score_pages`: of every row, dense ones too,
+    since a look at the policy would take longer than the copy.
 
     Args:
         q: [B, Hq, D] queries after RoPE; query heads of one KV head are neighbours.
@@ -61,7 +75,8 @@ def store_decode(
         v: [B, H, D] values.
         key_cache: [S, H, D] keys of the layer.
         value_cache: [S, H, D] values of the layer.
-        step: Buffers of the layer; ``targets`` are read, ``queries`` and ``keys`` written.
+        step: Buffers of the layer; ``targets`` and ``query_places`` are read.
+        buffers: Eviction state of the layer; ``queries`` are written.
         options: Server-wide choices.
     """
     count, heads = k.shape[0], torch.arange(k.shape[1], device=k.device)
@@ -69,36 +84,45 @@ def store_decode(
     key_cache[targets, heads] = keys
     value_cache[targets, heads] = v.to(value_cache.dtype)
     if options.bound_scores:
-        step.queries[:count] = q
-        step.keys[:count] = keys
+        buffers.queries.flatten(0, 1)[step.query_places[:count].long()] = q
 
 
 def score_pages(
-    step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
+    step: StepBuffers,
+    keys: KeyCaches,
+    batch: DecodeBatch,
+    buffers: EvictionBuffers,
+    options: StepOptions,
 ) -> None:
     """Scores the pages of RaaS rows by their bounds: Quest's upper bound of q·k over the page.
 
-    Called once after the last layer, with `StepOptions.bound_scores`. Extends the bounds of the
-    page being filled by the step's key and, at the steps that stamp, scores the others. A page's
-    score is the maximum over the KV head's queries, without the softmax scale, which does not
-    change the order.
+    Called once after the last layer, with `StepOptions.bound_scores`. Does nothing but for rows
+    whose step is the last of `StepOptions.scored_steps`: for these the minimum and maximum of each
+    channel over the keys of each page, and their bounds for the queries of all those steps. A
+    page's score is the maximum over the KV head's queries, without the softmax scale, which does
+    not change the order.
 
     Args:
-        step: Queries and keys of all layers; ``page_scores`` are written, but of pages that hold no
-            tokens and of the one being filled.
+        step: ``page_scores`` are written, but of pages that hold no tokens.
+        keys: Key caches of all layers, this step's already stored.
         batch: Rows of the step, as given to `claim_slots`.
-        buffers: Eviction state of all layers; bounds are updated.
+        buffers: Eviction state of all layers.
         options: Server-wide choices.
     """
-    raas = _rows(batch, batch.requests.policies == Policy.RAAS)
-    rows = _rows_to_stamp(batch, options)
-    for layer in range(buffers.stamps.shape[0]):
-        of_layer, state = step.layer(layer), buffers.layer(layer)
-        _extend_bounds(raas, of_layer.keys[raas.row], state, options)
-        scores = bound_scores(of_layer.queries[rows.row], rows.slots, state)
-        kept = of_layer.page_scores[rows.row]
-        scored = _candidates(rows, state, options)
-        of_layer.page_scores[rows.row] = torch.where(scored, scores, kept)
+    rows, size = _rows_to_stamp(batch, options), options.page_size
+    pages = buffers.stamps.shape[3]
+    present = _present(rows, pages, options)
+    places = (batch.kv_indptr.long()[rows.row] + rows.prompt_lens)[:, None]
+    places = places + torch.arange(pages * size, device=places.device)
+    slots = batch.kv_indices[torch.where(present.repeat_interleave(size, 1), places, 0)].long()
+    for layer, cache in enumerate(keys.layers):
+        of_pages = cache[slots].view(-1, pages, size, *cache.shape[1:]).transpose(1, 3).float()
+        low, high = of_pages.amin(2), of_pages.amax(2)
+        scores, queries = step.page_scores[layer], buffers.queries[layer]
+        for place in range(options.scored_steps):
+            bounds = bound_scores(queries[rows.slots, place], low, high)
+            kept = scores[rows.row, place]
+            scores[rows.row, place] = torch.where(present[:, None], bounds, kept)
 
 
 def stamp_decode(
@@ -106,17 +130,18 @@ def stamp_decode(
 ) -> None:
     """Stamps the pages of RaaS rows by their scores; without bound scores gathers mass too.
 
-    Called once after the last layer. The best `RequestTables.stamp_pages` pages get the newest
-    timestamp, ties to the lower page, or with `StepOptions.alpha` those that score above it. With
+    Called once after the last layer; does nothing for RaaS rows but at the last of
+    `StepOptions.scored_steps`, and then for each of these in turn, as far as the request has left
+    queries. The best `RequestTables.stamp_pages` pages get the step's timestamp, ties to the lower
+    page, or with `StepOptions.alpha` those that score above it. With
     `StepOptions.decay` a score p is worth ``decay * ln p`` steps: every page gets the timestamp
     that many steps ago, unless it has a newer one, so the oldest timestamp marks the page whose
-    largest probability, decayed by its age, is the smallest. The page being filled has the newest
-    already and takes no other's place.
+    largest probability, decayed by its age, is the smallest. Only pages that were full before
+    these steps take part; newer ones have newer timestamps and take no other's place.
 
     With `StepOptions.fade` (the lrfu rule) no page is stamped: the mass of each page of a RaaS row
-    fades by that factor and gains the page's score, with bound scores the share of `page_shares`,
-    but for the page being filled, whose mass stays at zero. H2O rows gain ``page_mass`` at every
-    step under any rule.
+    fades by that factor and gains the page's score, with bound scores the share of `page_shares`;
+    newer pages stay at zero. H2O rows gain ``page_mass`` at every step under any rule.
 
     Args:
         step: Scores of all layers and, without bound scores, masses.
@@ -131,66 +156,11 @@ def stamp_decode(
         if not options.bound_scores:
             state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
         candidate = _candidates(raas, state, options)
-        scores = of_layer.page_scores[raas.row]
-        if options.fade is not None:
-            if options.bound_scores:
-                scores = page_shares(scores, candidate, options.scaling)
-            _gather_fading(raas, candidate, scores, options.fade, state)
-        elif options.decay is not None:
-            _stamp_decayed(raas, candidate & (scores > 0), scores, options.decay, state)
-        elif options.alpha is not None:
-            _stamp(raas, candidate & (scores > options.alpha), state)
-        else:
-            _stamp(raas, top_pages(scores, candidate, raas.stamp_pages), state)
-
-
-def bound_scores(q: torch.Tensor, slots: torch.Tensor, buffers: EvictionBuffers) -> torch.Tensor:
-    """Returns Quest's upper bound of q·k over each page, the maximum over a KV head's queries.
-
-    Args:
-        q: [B, Hq, D] queries after RoPE.
-        slots: [B] int64 request slots.
-        buffers: Eviction state of the layer.
-
-    Returns:
-        [B, H, N] float32, without the softmax scale.
-    """
-    heads = buffers.current.shape[1]
-    query = q.float().reshape(q.shape[0], heads, q.shape[1] // heads, 1, q.shape[2])
-    low = buffers.key_min[slots].float()[:, :, None]
-    high = buffers.key_max[slots].float()[:, :, None]
-    return torch.maximum(query * low, query * high).sum(-1).amax(2)
-
-
-def top_pages(scores: torch.Tensor, candidate: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Marks the candidates with the largest scores; ties go to the lower page.
-
-    Args:
-        scores: [B, H, N] float32.
-        candidate: [B, H, N] bool.
-        count: [B] int32. How many to mark; all where there are fewer.
-
-    Returns:
-        [B, H, N] bool.
-    """
-    ranked = torch.where(candidate, scores, float("-inf"))
-    order = ranked.argsort(dim=2, descending=True, stable=True)
-    return candidate & (order.argsort(dim=2) < count[:, None, None])
-
-
-def page_shares(scores: torch.Tensor, candidate: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Returns what attention would give to each page if its bound were the logit of one token.
-
-    Args:
-        scores: [B, H, N] float32 bounds.
-        candidate: [B, H, N] bool. Pages that share; the others get zero.
-        scaling: Factor on q·k before the softmax.
-
-    Returns:
-        [B, H, N] float32, which add up to one over the candidates.
-    """
-    shares = torch.where(candidate, scores * scaling, float("-inf")).softmax(2)
-    return torch.where(candidate, shares, 0.0)
+        for place in range(options.scored_steps):
+            now = raas.step + 1 - options.scored_steps + place
+            known = candidate & (now >= raas.first_steps)[:, None, None]
+            scores = of_layer.page_scores[raas.row, place]
+            _note_use(raas._replace(step=now), known, scores, state, options)
 
 
 class _Rows(NamedTuple):
@@ -203,6 +173,7 @@ class _Rows(NamedTuple):
     prompt_lens: torch.Tensor
     budgets: torch.Tensor
     stamp_pages: torch.Tensor
+    first_steps: torch.Tensor
 
     def where(self, mask: torch.Tensor) -> "_Rows":
         return _Rows(*(column[mask] for column in self))
@@ -217,7 +188,7 @@ def _rows(batch: DecodeBatch, mask: torch.Tensor) -> _Rows:
 
 def _rows_to_stamp(batch: DecodeBatch, options: StepOptions) -> _Rows:
     rows = _rows(batch, batch.requests.policies == Policy.RAAS)
-    return rows.where((rows.step + 1) % options.stamp_interval == 0)
+    return rows.where((rows.step + 1) % options.scored_steps == 0)
 
 
 def _advance(
@@ -263,20 +234,28 @@ def _victims(
     recent = births > (rows.step - rows.budgets // 2)[:, None, None]
     heavy = (recent.long() << 62) | (mass << 31) | births
     key = torch.where(policy == Policy.H2O, heavy, key)
-    present = _present(rows, buffers, options)[:, None]
+    present = _present(rows, key.shape[2], options)[:, None]
     return torch.where(present, key, torch.iinfo(torch.int64).max).argmin(2)
 
 
-def _extend_bounds(
-    rows: _Rows, keys: torch.Tensor, buffers: EvictionBuffers, options: StepOptions
+def _note_use(
+    rows: _Rows,
+    candidate: torch.Tensor,
+    scores: torch.Tensor,
+    state: EvictionBuffers,
+    options: StepOptions,
 ) -> None:
-    """Widens the bounds of the pages being filled by ``keys`` [E, H, D]; new pages begin anew."""
-    pages = buffers.current[rows.slots].long()
-    at = (rows.slots[:, None], torch.arange(pages.shape[1], device=pages.device), pages)
-    fresh = (rows.step % options.page_size == 0)[:, None, None]
-    low, high = buffers.key_min[at], buffers.key_max[at]
-    buffers.key_min[at] = torch.where(fresh, keys, torch.minimum(low, keys))
-    buffers.key_max[at] = torch.where(fresh, keys, torch.maximum(high, keys))
+    """Applies the rule to one step of rows; ``candidate`` and ``scores`` are [E, H, N]."""
+    if options.fade is not None:
+        if options.bound_scores:
+            scores = page_shares(scores, candidate, options.scaling)
+        _gather_fading(rows, candidate, scores, options.fade, state)
+    elif options.decay is not None:
+        _stamp_decayed(rows, candidate & (scores > 0), scores, options.decay, state)
+    elif options.alpha is not None:
+        _stamp(rows, candidate & (scores > options.alpha), state)
+    else:
+        _stamp(rows, top_pages(scores, candidate, rows.stamp_pages), state)
 
 
 def _stamp(rows: _Rows, chosen: torch.Tensor, buffers: EvictionBuffers) -> None:
@@ -307,19 +286,19 @@ def _now(rows: _Rows) -> torch.Tensor:
     return rows.step.int()[:, None, None]
 
 
-def _present(rows: _Rows, buffers: EvictionBuffers, options: StepOptions) -> torch.Tensor:
+def _present(rows: _Rows, pages: int, options: StepOptions) -> torch.Tensor:
     """Tells which pages hold tokens: [E, N] bool."""
     size = options.page_size
     count = torch.minimum(rows.step // size + 1, rows.budgets // size)
-    pages = torch.arange(buffers.stamps.shape[-1], device=buffers.stamps.device)
-    return pages < count[:, None]
+    return torch.arange(pages, device=count.device) < count[:, None]
 
 
 def _candidates(rows: _Rows, buffers: EvictionBuffers, options: StepOptions) -> torch.Tensor:
-    """Tells which pages' scores count, all but the one being filled: [E, H, N] bool."""
-    pages = torch.arange(buffers.stamps.shape[2], device=buffers.stamps.device)
-    others = pages != buffers.current[rows.slots][:, :, None]
-    return _present(rows, buffers, options)[:, None] & others
+    """Tells which pages' scores count, those full before the scored steps: [E, H, N] bool."""
+    size = options.page_size
+    first = (rows.step + 1 - options.scored_steps) // size * size
+    older = buffers.births[rows.slots] < first[:, None, None]
+    return _present(rows, older.shape[2], options)[:, None] & older
 
 
 def _hash(

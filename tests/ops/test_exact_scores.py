@@ -55,7 +55,7 @@ class Step:
         # Slot 0 is padding; rows live in slots of any order.
         order = torch.randperm(count, generator=self.generator) + 1
         slots = [0 if row in PADDED else int(slot) for row, slot in zip(rows, order, strict=True)]
-        tables = (policies, prompts, budgets, [1] * count)
+        tables = (policies, prompts, budgets, [1] * count, [0] * count)
         self.batch = DecodeBatch(
             torch.tensor(slots, device=device),
             torch.tensor([p + s for p, s in zip(prompts, steps, strict=True)], device=device),
@@ -70,7 +70,7 @@ class Step:
             any_page = torch.randint(places, (heads,), generator=self.generator)
             current[slot] = any_page.int() if step >= budget else step // PAGE
         empty = torch.empty(0, device=device)
-        self.buffers = EvictionBuffers(empty, empty, empty, current.to(device), empty, empty)
+        self.buffers = EvictionBuffers(empty, empty, empty, current.to(device), empty)
 
     def normal(self, *shape):
         return torch.randn(shape, generator=self.generator).to(self.dtype).to(self.device)
@@ -92,8 +92,8 @@ class Step:
         heads = self.heads * self.group
         logits = AttentionLogits.empty(count + 1, heads, self.pages * PAGE, self.device)
         scores = torch.full((count + 1, self.heads, self.pages), nan, device=self.device)
-        unused = [torch.empty(0, device=self.device)] * 3
-        step = StepBuffers(*unused, scores, scores.clone())
+        unused = [torch.empty(0, device=self.device)] * 2
+        step = StepBuffers(*unused, scores[:, None].clone(), scores)
         return AttentionLogits(*(tensor.fill_(nan) for tensor in logits)), step
 
     def attention_in_torch(self, logits):
@@ -119,7 +119,7 @@ class Step:
             for head, page in enumerate(self.buffers.current[slots[row]].tolist()):
                 padded[head, :, page, now % PAGE + 1 :] = 0
             largest, mass = padded.amax(3).amax(1), padded.sum(3).mean(1)
-            for got, want in ((step.page_scores, largest), (step.page_mass, mass)):
+            for got, want in ((step.page_scores[:, 0], largest), (step.page_mass, mass)):
                 torch.testing.assert_close(got[row].cpu(), want, **tolerance)
         assert step.page_scores[len(self.rows) :].isnan().all()
 

@@ -15,6 +15,7 @@ import torch
 from raas_kernels import (
     DecodeBatch,
     EvictionBuffers,
+    KeyCaches,
     Policy,
     RequestTables,
     StepBuffers,
@@ -34,6 +35,7 @@ class Rows:
         self.generator = torch.Generator().manual_seed(rest.get("seed", 0))
         self.dtype, self.dim, self.pages = dtype, dim, pages
         self.layers, self.heads, self.group = rest.get("layers", 2), heads, group
+        self.scored_steps = rest.get("scored_steps", PAGE)
         self.slots = 1 + torch.randperm(rows, generator=self.generator)
         self.prompt = torch.randint(1, 40, (rows,), generator=self.generator)
         budgets = torch.randint(1, pages + 1, (rows,), generator=self.generator)
@@ -45,6 +47,8 @@ class Rows:
         depths = torch.rand(rows, generator=self.generator) * 3 * self.budgets
         self.step = depths.long()
         self.step[-1:] = 0
+        # Some were interrupted lately.
+        self.first_steps = (self.step - self.integers((rows,), 0, 30)).clamp(min=0)
         self.padded = rest.get("padded", 0)
         width = 40 + pages * PAGE
         self.total = 1 + rows * width
@@ -67,27 +71,28 @@ class Rows:
             births,
             self.integers(shape, 0, 999).float(),
             current.int(),
-            self.integers((*shape, self.dim), -3, 0).to(self.dtype),
-            self.integers((*shape, self.dim), 0, 4).to(self.dtype),
+            self.small((*shape[:2], self.scored_steps, self.heads * self.group, self.dim)),
         )
-        for slot, step, budget in zip(self.slots, self.step, self.budgets, strict=True):
-            # Unborn pages hold what a former request left, NaN where nobody was.
-            unborn = min(int(step + PAGE - 1), int(budget)) // PAGE
-            for bounds in (buffers.key_min, buffers.key_max):
-                bounds[:, slot, :, unborn:] = float("nan")
         most = (self.layers, rows + self.padded + 3)
         step_buffers = StepBuffers(
             torch.full((*most, self.heads), -77, dtype=torch.int32),
-            self.nan(*most, self.heads * self.group, self.dim).to(self.dtype),
-            self.nan(*most, self.heads, self.dim).to(self.dtype),
-            self.nan(*most, self.heads, self.pages),
+            torch.full(most, -77, dtype=torch.int32),
+            self.nan(*most, self.scored_steps, self.heads, self.pages),
             self.nan(*most, self.heads, self.pages),
         )
-        cache = self.nan(self.layers, self.total, self.heads, self.dim).to(self.dtype)
-        return cache, cache.clone(), buffers, step_buffers
+        keys = self.small((self.layers, self.total, self.heads, self.dim))
+        values = torch.full_like(keys, float("nan"))
+        for slots, prompt, step in zip(self.kv_slots, self.prompt, self.step, strict=True):
+            # Neither the prompt nor what is yet to come may be looked at.
+            keys[:, slots[:prompt]] = float("nan")
+            keys[:, slots[prompt + step :]] = float("nan")
+        return keys, values, buffers, step_buffers
 
     def integers(self, shape, low, high):
         return torch.randint(low, high, shape, generator=self.generator)
+
+    def small(self, shape):
+        return self.integers(shape, -3, 4).to(self.dtype)
 
     def nan(self, *shape):
         return torch.full(shape, float("nan"))
@@ -95,7 +100,7 @@ class Rows:
     def qkv(self):
         """One projection's output for each layer: query, key and value heads in one tensor."""
         shape = (len(self.slots) + self.padded, (self.group + 2) * self.heads, self.dim)
-        return [self.integers(shape, -3, 4).to(self.dtype) for _ in range(self.layers)]
+        return [self.small(shape) for _ in range(self.layers)]
 
     def batch(self):
         held = self.prompt + torch.minimum(self.step + 1, self.budgets)
@@ -104,7 +109,7 @@ class Rows:
         locations = torch.where(dense | (self.step < self.budgets), locations, 0)
         # FlashInfer's table of the same size at every step, so that a graph can be replayed.
         indptr = torch.arange(len(self.slots) + self.padded + 1) * self.kv_slots.shape[1]
-        tables = (self.policies, self.prompt, self.budgets, self.stamped)
+        tables = (self.policies, self.prompt, self.budgets, self.stamped, self.first_steps)
         columns = (self.slots, self.prompt + self.step, locations)
         # Padded rows of a CUDA graph point to request slot 0 and KV slot 0, with length 1.
         padded = [torch.cat([column, torch.zeros(self.padded).long()]) for column in columns]
@@ -117,17 +122,18 @@ class Rows:
         )
 
 
-def run_step(ops, state, qkv, batch, options):
+def run_step(ops, state, qkv, batch, options, key_caches=None):
     keys, values, buffers, step_buffers = state
+    key_caches = key_caches or KeyCaches.of(list(keys))
     ops.claim_slots(step_buffers, batch, buffers, options)
     for layer, projected in enumerate(qkv):
         heads = keys.shape[2]
         # Views, as the model hands them over.
         q, k, v = projected.split((projected.shape[1] - 2 * heads, heads, heads), dim=1)
-        of_layer = step_buffers.layer(layer)
-        ops.store_decode(q, k, v, keys[layer], values[layer], of_layer, options)
+        of_layer = step_buffers.layer(layer), buffers.layer(layer)
+        ops.store_decode(q, k, v, keys[layer], values[layer], *of_layer, options)
     if options.bound_scores:
-        ops.score_pages(step_buffers, batch, buffers, options)
+        ops.score_pages(step_buffers, key_caches, batch, buffers, options)
     ops.stamp_decode(step_buffers, batch, buffers, options)
 
 
@@ -153,13 +159,12 @@ def assert_same(got, want, rounds=0.0):
         )
 
 
-def compare(
-    device, *, bound_scores=True, alpha=None, stamp_interval=1, fade=None, floor=0, steps=3, **shape
-):
+def compare(device, *, bound_scores=True, alpha=None, fade=None, floor=0, steps=18, **shape):
     """Runs the kernels on the device, and beside them the torch ops on the CPU."""
+    shape["scored_steps"] = shape.get("scored_steps", PAGE) if bound_scores else 1
     rows = Rows(**shape)
     options = StepOptions(
-        *(PAGE, 2, bound_scores, alpha, stamp_interval),
+        *(PAGE, 2, bound_scores, alpha, rows.scored_steps),
         **{"layer_offset": 5, "fade": fade, "floor": floor, "scaling": 1 / 32},
     )
     want = rows.fresh()
@@ -188,7 +193,8 @@ SHAPES = {
     "one head": {"heads": 1, "group": 1},
     "seven queries a head": {"group": 7, "dtype": torch.float16},
     "head size 80": {"dim": 80},
-    "tiles that are not due": {"dim": 16, "pages": 70, "stamp_interval": 2},
+    "several tiles": {"dim": 16, "pages": 70},
+    "pages that are scored late": {"scored_steps": 32, "steps": 34},
     "many pages": {"rows": 3, "dim": 16, "pages": 257, "dtype": torch.float16},
     "exact scores": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
@@ -208,7 +214,7 @@ def test_interpreted_kernels_equal_the_torch_ops(shape):
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES)
 def test_compiled_kernels_equal_the_torch_ops(shape):
-    compare("cuda", steps=20, **{**SMALL, **SHAPES[shape]})
+    compare("cuda", **{**SMALL, "steps": 20, **SHAPES[shape]})
 
 
 @pytest.mark.gpu
@@ -231,14 +237,14 @@ def test_compiled_kernels_over_budgets(pages, bound_scores):
 @pytest.mark.gpu
 def test_a_replayed_graph_equals_the_torch_ops():
     shape = {**SMALL, "dtype": torch.bfloat16, "pages": 20, "padded": 2, "group": 7}
-    rows, options = Rows(**shape), StepOptions(PAGE, 2, True, None)
+    rows, options = Rows(**shape), StepOptions(PAGE, 2, True, None, PAGE)
     ops, want = implementation("cuda"), rows.fresh()
     got = copied(want, "cuda")
     static_qkv, static_batch = copied((rows.qkv(), rows.batch()), "cuda")
     run_step(ops, copied(want, "cuda"), static_qkv, static_batch, options)
-    graph = torch.cuda.CUDAGraph()
+    graph, key_caches = torch.cuda.CUDAGraph(), KeyCaches.of(list(got[0]))
     with torch.cuda.graph(graph):
-        run_step(ops, got, static_qkv, static_batch, options)
+        run_step(ops, got, static_qkv, static_batch, options, key_caches)
     for _ in range(40):
         # The same memory as at the capture, with the inputs of another step.
         qkv, batch = rows.qkv(), rows.batch()
@@ -256,25 +262,25 @@ def test_bounds_of_real_numbers(dtype):
     """Products are exact and sums are float32: no further from float64 than float32 sums are."""
     rows = Rows(**{**SMALL, "group": 7, "dim": 128, "pages": 100, "dtype": dtype})
     rows.policies[:] = Policy.RAAS
-    rows.step[:] = 10**6
-    _, _, buffers, step_buffers = rows.fresh()
-    ends = torch.randn(2, *buffers.key_min.shape, generator=rows.generator).to(dtype)
-    low, high = ends.sort(0).values
-    buffers = buffers._replace(key_min=low, key_max=high)
-    step_buffers.queries.normal_(generator=rows.generator)
-    on_device = copied((step_buffers, rows.batch(), buffers), "cuda")
-    implementation("cuda").score_pages(*on_device, StepOptions(PAGE, 2, True, None))
-    pages = torch.arange(rows.pages)
-    present = pages < (rows.budgets // PAGE)[:, None, None]
-    for layer in range(rows.layers):
-        query = step_buffers.queries[layer, : len(rows.slots)].double()
-        query = query.unflatten(1, (rows.heads, rows.group, 1))
-        ends = (bound[layer, rows.slots].double()[:, :, None] for bound in (low, high))
-        products = torch.stack([query * end for end in ends]).amax(0)
-        want, scale = products.sum(-1).amax(2), products.abs().sum(-1).amax(2)
-        got = on_device[0].page_scores[layer, : len(rows.slots)].cpu().double()
-        scored = present & (pages != buffers.current[layer, rows.slots][:, :, None])
-        error = ((got - want).abs() / scale)[scored]
+    rows.step[:] = PAGE * 10**5 - 1  # the last of a page
+    keys, _, buffers, step_buffers = rows.fresh()
+    keys.normal_(generator=rows.generator)
+    buffers.queries.normal_(generator=rows.generator)
+    on_device = copied((keys, step_buffers, rows.batch(), buffers), "cuda")
+    key_caches = KeyCaches.of(list(on_device[0]))
+    options = StepOptions(PAGE, 2, True, None, PAGE)
+    implementation("cuda").score_pages(on_device[1], key_caches, *on_device[2:], options)
+    got = on_device[1].page_scores.cpu().double()
+    for row, (slot, kv_slots, prompt, budget) in enumerate(
+        zip(rows.slots, rows.kv_slots, rows.prompt, rows.budgets, strict=True)
+    ):
+        # [Y, N, page, H, D], then with T and the group between them.
+        of_pages = keys[:, kv_slots[prompt : prompt + budget]].double().unflatten(1, (-1, PAGE))
+        low, high = (x[:, None, :, :, None] for x in (of_pages.amin(2), of_pages.amax(2)))
+        query = buffers.queries[:, slot].double().unflatten(2, (rows.heads, rows.group))[:, :, None]
+        products = torch.maximum(query * low, query * high)
+        want, scale = products.sum(-1).amax(-1), products.abs().sum(-1).amax(-1)
+        error = (got[:, row, :, :, : budget // PAGE].transpose(2, 3) - want).abs() / scale
         assert error.max() < rows.dim * 2.0**-24
 
 
@@ -286,24 +292,33 @@ def test_tensors_that_the_kernels_cannot_take_are_refused():
 
     rows = Rows(**SMALL)
     keys, values, buffers, step = rows.fresh()
-    batch, options = rows.batch(), StepOptions(PAGE, 0, True, None)
+    batch, options = rows.batch(), StepOptions(PAGE, 0, True, None, PAGE)
     k = torch.zeros(7, 2, 64)
     q = torch.zeros(7, 64, 4).transpose(1, 2)
-    caches, layer = (keys[0], values[0]), step.layer(0)
+    caches, layer, state = (keys[0], values[0]), step.layer(0), buffers.layer(0)
     with pytest.raises(ValueError, match=r"q must be \[B, heads, D\] with contiguous heads, got"):
-        store_decode(q, k, k, *caches, layer, options)
-    for name in ("targets", "queries", "keys"):
+        store_decode(q, k, k, *caches, layer, state, options)
+    for name in ("targets", "query_places"):
         few = layer._replace(**{name: getattr(layer, name)[:6]})
         with pytest.raises(ValueError, match=rf"{name} must be contiguous .* at least 7 rows"):
-            store_decode(q.contiguous(), k, k, *caches, few, options)
-    long = step._replace(targets=step.targets.long())
-    with pytest.raises(ValueError, match="targets must be contiguous int32"):
-        claim_slots(long, batch, buffers, options)
+            store_decode(q.contiguous(), k, k, *caches, few, state, options)
+        long = step._replace(**{name: getattr(step, name).long()})
+        with pytest.raises(ValueError, match=f"{name} must be contiguous int32"):
+            claim_slots(long, batch, buffers, options)
+    few = state._replace(queries=state.queries[:, :1])
+    with pytest.raises(ValueError, match=r"queries must be contiguous .* rows of \(16, 4, 64\)"):
+        store_decode(q.contiguous(), k, k, *caches, layer, few, options)
+    key_caches = KeyCaches.of(list(keys))
+    half = buffers._replace(queries=buffers.queries.half())
     with pytest.raises(ValueError, match="queries must have the type of the KV cache"):
-        score_pages(step._replace(queries=step.queries.half()), batch, buffers, options)
-    with pytest.raises(ValueError, match="keys must be contiguous"):
-        score_pages(step._replace(keys=step.keys[:, :6]), batch, buffers, options)
-    wrong = step._replace(page_scores=step.page_scores[:, :, :, :2])
-    for op in (score_pages, stamp_decode):
-        with pytest.raises(ValueError, match="page_scores must be contiguous"):
-            op(wrong, batch, buffers, options)
+        score_pages(step, key_caches, batch, half, options)
+    with pytest.raises(ValueError, match="keys must be 2 caches with contiguous heads of 64"):
+        score_pages(step, KeyCaches.of([keys[0]]), batch, buffers, options)
+    few = buffers._replace(queries=buffers.queries[:, :, :1])
+    with pytest.raises(ValueError, match="queries must be contiguous"):
+        score_pages(step, key_caches, batch, few, options)
+    wrong = step._replace(page_scores=step.page_scores[..., :2])
+    with pytest.raises(ValueError, match="page_scores must be contiguous"):
+        score_pages(wrong, key_caches, batch, buffers, options)
+    with pytest.raises(ValueError, match="page_scores must be contiguous"):
+        stamp_decode(wrong, batch, buffers, options)

@@ -48,8 +48,16 @@ def test_the_floor_of_lrfu_is_whole_pages(page, floor):
 
 
 def test_lrfu_takes_what_is_given():
-    config = lrfu(kv_stamp_decay=256, kv_stamp_interval=4, kv_recency_floor=0)
-    assert (config.fade, config.recency_floor) == (pytest.approx(math.exp(-4 / 256)), 0)
+    config = lrfu(kv_stamp_decay=256, kv_recency_floor=0)
+    assert (config.fade, config.recency_floor) == (pytest.approx(math.exp(-1 / 256)), 0)
+
+
+@pytest.mark.parametrize(
+    ("score", "page", "steps"), [("bound", 2, 8), ("bound", 16, 16), ("exact", 16, 1)]
+)
+def test_bounds_are_scored_for_whole_pages_at_once(score, page, steps):
+    config = RaasConfig("raas", kv_score=score, kv_eviction_page_size=page)
+    assert config.scored_steps == steps
 
 
 def lrfu(**settings):
@@ -86,7 +94,6 @@ def test_help_explains_every_flag():
         ({"kv_max_budget": 512}, r"--kv-max-budget must be at least --kv-budget \(1024\), got 512"),
         ({"kv_eviction_page_size": 12}, "--kv-eviction-page-size must be a power of two, got 12"),
         ({"kv_score": "cosine"}, "--kv-score must be one of bound, exact, got 'cosine'"),
-        ({"kv_stamp_interval": 0}, "--kv-stamp-interval must be a positive number .* got 0; use 1"),
         ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
         ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
         ({"kv_stamp_rule": "decay"}, "--kv-stamp-rule decay goes by .* add --kv-score exact"),

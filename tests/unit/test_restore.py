@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raas_kernels import EvictionBuffers
-from raas_sglang.restore import budget_layout, restore_layer
+from raas_sglang.restore import budget_layout, restore_state
 
 PAGE = 16
 
@@ -26,20 +26,26 @@ def test_layout_is_what_the_window_policy_would_have_left(generated, budget):
     assert layout.lasts.tolist() == newest
 
 
-def test_bounds_cover_the_tokens_of_each_pages_present_life():
-    generated, budget, heads, dim = 100, 64, 2, 8
+def test_pages_of_a_request_are_stamped_by_their_last_tokens_and_others_stay():
+    generated, budget, layers, heads = 100, 64, 2, 3
     layout = budget_layout(generated, budget, PAGE)
-    history = torch.randn(generated, heads, dim).bfloat16()
-    shape = (3, heads, budget // PAGE)
-    poison = [torch.full(shape, -7, dtype=torch.int32) for _ in range(2)]
-    bounds = [torch.full((*shape, dim), float("nan"), dtype=torch.bfloat16) for _ in range(2)]
+    shape = (layers, 3, heads, budget // PAGE)
     buffers = EvictionBuffers(
-        *poison, torch.ones(shape), torch.zeros(shape[:2], dtype=torch.int32), *bounds
+        *(torch.full(shape, -7, dtype=torch.int32) for _ in range(2)),
+        torch.ones(shape),
+        torch.full(shape[:3], -7, dtype=torch.int32),
+        torch.zeros(layers, 3, 0, heads, 8),
     )
-    restore_layer(buffers, 1, layout, history[layout.tokens], PAGE)
-    for page, (birth, last) in enumerate(zip(layout.births, layout.lasts, strict=True)):
-        own = history[birth : last + 1]
-        assert buffers.key_min[1, :, page].equal(own.amin(0))
-        assert buffers.key_max[1, :, page].equal(own.amax(0))
-    assert buffers.stamps[1, 0].tolist() == layout.lasts.tolist()
-    assert buffers.births[2].eq(-7).all(), "other requests stay as they were"
+    restore_state(buffers, 1, layout)
+    for layer in range(layers):
+        for head in range(heads):
+            at = (layer, 1, head)
+            assert buffers.stamps[at].tolist() == layout.lasts.tolist()
+            assert buffers.births[at].tolist() == layout.births.tolist()
+            assert not buffers.mass[at].any()
+            assert buffers.current[at] == layout.current
+    for slot in (0, 2):
+        assert buffers.births[:, slot].eq(-7).all()
+        assert buffers.stamps[:, slot].eq(-7).all()
+        assert buffers.current[:, slot].eq(-7).all()
+        assert buffers.mass[:, slot].eq(1).all()
