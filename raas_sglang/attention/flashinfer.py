@@ -1,5 +1,7 @@
 """The GPU's decode backend, over FlashInfer's `BatchDecodeWithPagedKVCacheWrapper`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,13 +42,15 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
             get_buffer("flashinfer_workspace", lambda: _decode_workspace(model_runner))
         super().__init__(model_runner, **kwargs)
         self._planned: tuple[int, int, list[int]] | None = None
+        self._plan_read = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.side = SideStream(model_runner.device)
         model_runner.capture_tail_hooks.append(lambda *_: self.side.join())
 
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Plans a forward pass that runs without a CUDA graph."""
         self._planned = None  # it overwrites the buffers of the graphs
-        super().init_forward_metadata(forward_batch)
+        with self._plan():
+            super().init_forward_metadata(forward_batch)
         if forward_batch.forward_mode.is_decode():
             requests = self.pool.state.rows(forward_batch.req_pool_indices)
             self.rows = self._rows(forward_batch, self.decode_wrappers[0], requests)
@@ -71,7 +75,8 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         if plan == self._planned and not in_capture:
             return
         self._planned = plan
-        super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        with self._plan():
+            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
         fields = len(RequestTables._fields)
         tables = self._graph_tables[: fields * batch_size].view(fields, batch_size)
         requests = self.pool.state.rows(forward_batch.req_pool_indices[:batch_size], out=tables)
@@ -83,6 +88,17 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         """Begins a decode step within the graph, beside the embedding and the first projections."""
         super().init_forward_metadata_in_graph(forward_batch)
         self.claim_slots()
+
+    @contextmanager
+    def _plan(self) -> Iterator[None]:
+        """Lets FlashInfer write a plan only once the GPU has read the one before.
+
+        It is copied from pinned memory while the host goes on. A GPU that others use as well may
+        not have come to the copy of one step when the host plans the next, of other rows.
+        """
+        self._plan_read.synchronize()
+        yield
+        self._plan_read.record()
 
     def _create_decode_wrappers(self, bs: int, num_tokens: int) -> list[Any]:
         """Wrappers of one batch size; all plan into one buffer, since one plan is in use at a time.
