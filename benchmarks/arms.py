@@ -20,6 +20,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "default": (),  # SGLang as it comes, the plugin not loaded
     "off": ("--kv-policy", "dense"),
     "raas": ("--kv-policy", "raas"),
+    "raas-paper": ("--kv-policy", "raas", "--kv-stamp-rule", "paper"),
     "raas-exact": ("--kv-policy", "raas", "--kv-score", "exact"),
 }
 # The bundled reasoner's head size is known to SGLang's Qwen2 through a plugin of its own.

@@ -9,7 +9,6 @@ staggered steps, so that some begin a page and some are scored, but where it is 
 """
 
 import argparse
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from raas_kernels import (
     torch_ops,
     triton_ops,
 )
+from raas_sglang.config import RaasConfig
 
 try:
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -36,7 +36,6 @@ except ImportError:
     store_cache = None
 
 PROMPT_LEN = 256
-_FADE = math.exp(-1 / 128)
 CACHE_SLOTS = 1 << 16
 
 
@@ -46,10 +45,11 @@ class Workload:
     def __init__(
         self, shape: AttentionShape, budget: int, page_size: int, batch_size: int, seed: int
     ) -> None:
+        config = RaasConfig("raas", budget, kv_eviction_page_size=page_size)
         self.shape, self.budget, self.rows = shape, budget, batch_size
-        self.page_size, self.pages, self.steps = page_size, budget // page_size, max(8, page_size)
+        self.page_size, self.pages, self.steps = page_size, budget // page_size, config.scored_steps
         self.generator = torch.Generator("cuda").manual_seed(seed)
-        self.options = StepOptions(page_size, 0, True, None, self.steps, fade=_FADE)
+        self.options = StepOptions(page_size, 0, True, None, self.steps, fade=config.fade)
         self.options = self.options._replace(scaling=shape.head_dim**-0.5)
         sizes = (shape.q_heads, shape.kv_heads, shape.kv_heads)
         qkv = self._integers((batch_size, sum(sizes), shape.head_dim), -3, 4).bfloat16()

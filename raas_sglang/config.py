@@ -8,10 +8,11 @@ from typing import Any
 
 from raas_kernels import Policy
 
-STAMP_RULES = ("top-r", "alpha", "decay", "lrfu")
-_LRFU_FLOOR = 48  # tokens
-# Fewer would read the keys more often; pages at least as large lose nothing by it.
-_SCORED_STEPS = 8
+STAMP_RULES = ("lrfu", "paper", "alpha")
+_LRFU_PAGE, _LRFU_FLOOR = 2, 96  # tokens
+_PAPER_PAGE = 16
+# At least; fewer would read the keys more often, more would need memory for their scores.
+_SCORED_STEPS = 4
 POLICY_NAMES = tuple(policy.name.lower() for policy in Policy)
 
 
@@ -41,8 +42,10 @@ class RaasConfig:
         "Largest budget that a request may name (tokens); sizes the eviction state; "
         "default: --kv-budget.",
     )
-    kv_eviction_page_size: int = _flag(
-        16, "Generated tokens that are scored and given up together (tokens, a power of two)."
+    kv_eviction_page_size: int | None = _flag(
+        None,
+        "Generated tokens that are scored and given up together (tokens, a power of two); "
+        f"default: {_LRFU_PAGE} with lrfu, else {_PAPER_PAGE}.",
     )
     kv_score: str = _flag(
         "bound",
@@ -51,24 +54,21 @@ class RaasConfig:
         ("bound", "exact"),
     )
     kv_stamp_rule: str = _flag(
-        "top-r",
-        "Which pages get the newest timestamp at a step: top-r the best share of the budget's "
-        "pages, alpha those that score above a probability; decay dates every page back by its "
-        "probability; lrfu stamps none and gives up the page whose probabilities (of bounds: their "
-        "softmax), each decayed by its age, sum up to the least. alpha and decay need --kv-score "
-        "exact.",
+        "lrfu",
+        "What raas remembers of a page. lrfu: how often and how lately it was attended, the sum of "
+        "its shares of the softmax over all pages' scores, each decayed by its age. paper: RaaS as "
+        "published, the last step at which it was among the best share of the budget's pages. "
+        "alpha: the last step at which its score was above a probability; needs --kv-score exact.",
         STAMP_RULES,
     )
     kv_stamp_ratio: float = _flag(
-        0.5, "Share r of the budget's pages that top-r stamps (between 0 and 1)."
+        0.5, "Share r of the budget's pages that paper stamps (between 0 and 1)."
     )
     kv_stamp_alpha: float = _flag(
         1e-4, "Attention probability above which alpha stamps a page (between 0 and 1)."
     )
-    kv_stamp_decay: int | None = _flag(
-        None,
-        "Decode steps in which decay and lrfu let the importance of a page fall by a factor of e; "
-        "default: 128 with lrfu, else 64.",
+    kv_stamp_decay: int = _flag(
+        128, "Decode steps in which lrfu lets the importance of a page fall by a factor of e."
     )
     kv_recency_floor: int | None = _flag(
         None,
@@ -87,10 +87,14 @@ class RaasConfig:
         _one_of("--kv-policy", self.kv_policy, POLICY_NAMES)
         _one_of("--kv-score", self.kv_score, ("bound", "exact"))
         _one_of("--kv-stamp-rule", self.kv_stamp_rule, STAMP_RULES)
-        page = self.kv_eviction_page_size
+        if self.kv_eviction_page_size is None:
+            page = _LRFU_PAGE if self.kv_stamp_rule == "lrfu" else _PAPER_PAGE
+            object.__setattr__(self, "kv_eviction_page_size", page)
+        page = self.page_size
         if not _is_int(page) or page < 1 or page & (page - 1):
             raise ValueError(
-                f"--kv-eviction-page-size must be a power of two, got {page!r}; use 16"
+                f"--kv-eviction-page-size must be a power of two, got {page!r}; "
+                f"use {_LRFU_PAGE} or {_PAPER_PAGE}"
             )
         check_budget("--kv-budget", self.kv_budget, page)
         if self.kv_max_budget is None:
@@ -101,16 +105,14 @@ class RaasConfig:
                 f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "
                 f"got {self.max_budget}; leave it out to use --kv-budget"
             )
-        if self.kv_stamp_decay is None:
-            object.__setattr__(self, "kv_stamp_decay", 128 if self.kv_stamp_rule == "lrfu" else 64)
         _check_interval("--kv-stamp-decay", self.kv_stamp_decay)
         _between("--kv-stamp-ratio", self.kv_stamp_ratio)
         _between("--kv-stamp-alpha", self.kv_stamp_alpha)
         check_policy("--kv-policy", self.kv_policy, self.kv_score)
-        if self.kv_stamp_rule in ("alpha", "decay") and self.kv_score != "exact":
+        if self.kv_stamp_rule == "alpha" and self.kv_score != "exact":
             raise ValueError(
-                f"--kv-stamp-rule {self.kv_stamp_rule} goes by attention probabilities and must be "
-                f"used with --kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
+                "--kv-stamp-rule alpha goes by attention probabilities and must be used with "
+                f"--kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
             )
         if self.kv_recency_floor is None:
             newest = _LRFU_FLOOR if self.kv_stamp_rule == "lrfu" else 0
@@ -118,6 +120,12 @@ class RaasConfig:
         _check_floor(self.kv_recency_floor, page)
         _check_endpoint(self.kv_trace_endpoint)
         _check_interval("--kv-trace-interval", self.kv_trace_interval)
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of an eviction page."""
+        assert self.kv_eviction_page_size is not None, "set by __post_init__"
+        return self.kv_eviction_page_size
 
     @property
     def max_budget(self) -> int:
@@ -136,19 +144,14 @@ class RaasConfig:
         return self.kv_stamp_alpha if self.kv_stamp_rule == "alpha" else None
 
     @property
-    def decay(self) -> float | None:
-        """Steps of the decay rule, or None under another."""
-        return float(self._stamp_decay) if self.kv_stamp_rule == "decay" else None
-
-    @property
     def fade(self) -> float | None:
         """What the lrfu rule leaves of a mass at each step, or None."""
-        return math.exp(-1 / self._stamp_decay) if self.kv_stamp_rule == "lrfu" else None
+        return math.exp(-1 / self.kv_stamp_decay) if self.kv_stamp_rule == "lrfu" else None
 
     @property
     def scored_steps(self) -> int:
         """Decode steps of a request that are scored together."""
-        return 1 if self.kv_score == "exact" else max(_SCORED_STEPS, self.kv_eviction_page_size)
+        return 1 if self.kv_score == "exact" else max(_SCORED_STEPS, self.page_size)
 
     @property
     def recency_floor(self) -> int:
@@ -156,14 +159,9 @@ class RaasConfig:
         assert self.kv_recency_floor is not None, "set by __post_init__"
         return self.kv_recency_floor
 
-    @property
-    def _stamp_decay(self) -> int:
-        assert self.kv_stamp_decay is not None, "set by __post_init__"
-        return self.kv_stamp_decay
-
     def stamp_pages(self, budget: int) -> int:
-        """Pages that top-r stamps at each step for a budget in tokens."""
-        return max(1, int(self.kv_stamp_ratio * (budget // self.kv_eviction_page_size)))
+        """Pages that the paper's rule stamps at each step for a budget in tokens."""
+        return max(1, int(self.kv_stamp_ratio * (budget // self.page_size)))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -49,13 +49,12 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         self.req_to_token_pool = req_to_token_pool
         self.ops = implementation(self.device)
         self.options = StepOptions(
-            config.kv_eviction_page_size,
+            config.page_size,
             head_offset,
             config.kv_score == "bound",
             config.alpha,
             config.scored_steps,
             layer_offset=self.start_layer,
-            decay=config.decay,
             fade=config.fade,
             floor=config.recency_floor,
         )
@@ -161,7 +160,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             slot: The request's slot.
             request: Its progress; at least one generated token was prefilled.
         """
-        page_size = self.config.kv_eviction_page_size
+        page_size = self.config.page_size
         layout = budget_layout(request.generated_len, request.options.budget, page_size)
         row = self.req_to_token_pool.req_to_token[slot].long()
         source = row[request.prompt_len + layout.tokens.to(row.device) - request.skipped_len]

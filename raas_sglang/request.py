@@ -96,7 +96,7 @@ def _is_ours(key: Any) -> bool:
 def _check_request_budget(
     budget: Any, config: RaasConfig, context_len: int, max_new_tokens: int | None
 ) -> None:
-    check_budget(BUDGET_KEY, budget, config.kv_eviction_page_size)
+    check_budget(BUDGET_KEY, budget, config.page_size)
     if budget > context_len:
         raise ValueError(
             f"kv_budget must be at most the context length ({context_len} tokens), got {budget}; "

@@ -169,7 +169,7 @@ _Fields = list[tuple[tuple[int, ...], torch.dtype]]
 
 def _buffer_fields(config: RaasConfig, shape: StateShape, slots: int) -> _Fields:
     """Size and dtype of each field of `EvictionBuffers`, for one layer."""
-    pages = config.max_budget // config.kv_eviction_page_size
+    pages = config.max_budget // config.page_size
     steps = config.scored_steps if config.kv_score == "bound" else 0
     return [
         ((slots, shape.heads, pages), torch.int32),
@@ -182,7 +182,7 @@ def _buffer_fields(config: RaasConfig, shape: StateShape, slots: int) -> _Fields
 
 def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
     """Size and dtype of each field of `StepBuffers`, for one layer."""
-    pages = config.max_budget // config.kv_eviction_page_size
+    pages = config.max_budget // config.page_size
     return [
         ((rows, shape.heads), torch.int32),
         ((rows,), torch.int32),

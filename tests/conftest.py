@@ -83,8 +83,9 @@ def retracting_server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def small_server() -> Iterator[LocalServer]:
-    """RaaS in a pool of 144 tokens, where admission expects too little of dense requests."""
+    """The paper's rule in a pool of 144 tokens; admission expects too little of dense requests."""
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "128")
+    flags = (*flags, "--kv-stamp-rule", "paper")
     pool = ("--max-total-tokens", "144", "--chunked-prefill-size", "32")
     with start_server(*flags, *pool, SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION="8") as running:
         yield running

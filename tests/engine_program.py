@@ -30,7 +30,7 @@ def main() -> None:
     )
     refusal = ""
     try:
-        engine.generate(asked.prompt, {**params, "custom_params": {"kv_budget": 100}})
+        engine.generate(asked.prompt, {**params, "custom_params": {"kv_budget": 101}})
     except ValueError as error:
         refusal = str(error)
     after = engine.generate(asked.prompt, {**params, "custom_params": choices[1]})

@@ -10,7 +10,11 @@ from raas_sglang.trace import TraceBatch
 
 LAYERS, SLOTS, HEADS, PAGES = 3, 5, 2, 4
 CONFIG = RaasConfig(
-    kv_policy="raas", kv_budget=64, kv_trace_endpoint="tcp://127.0.0.1:1", kv_trace_interval=3
+    kv_policy="raas",
+    kv_budget=64,
+    kv_eviction_page_size=16,
+    kv_trace_endpoint="tcp://127.0.0.1:1",
+    kv_trace_interval=3,
 )
 
 

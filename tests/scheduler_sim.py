@@ -63,7 +63,8 @@ class Simulation:
 
     def __init__(self, settings: Settings, server_args: ServerArgs) -> None:
         self.settings, self.server_args = settings, server_args
-        config = RaasConfig(kv_policy="raas", kv_budget=64, kv_score=settings.score)
+        rule = "lrfu" if settings.score == "bound" else "paper"
+        config = RaasConfig("raas", 64, kv_score=settings.score, kv_stamp_rule=rule)
         attach_config(server_args, config)
         self.requests: dict[int, Req] = {}
         self.aborted: set[int] = set()

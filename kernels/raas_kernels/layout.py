@@ -31,7 +31,7 @@ class RequestTables(NamedTuple):
         policies: int32. A `Policy`; 0 (dense) for free slots and for the padding row.
         prompt_lens: int32. P, tokens before the first generated one.
         budgets: int32. L, a multiple of the eviction page size.
-        stamp_pages: int32. Pages that the top-r rule stamps at each step.
+        stamp_pages: int32. Pages that the paper's rule stamps at each step.
         first_steps: int32. Generated tokens that were prefilled when the request was admitted last,
             0 unless it was interrupted; of earlier steps there are no queries.
     """
@@ -149,8 +149,6 @@ class StepOptions(NamedTuple):
             were full before the first of them count. With T equal to the page size nothing is late,
             since a victim is chosen only where a page begins.
         layer_offset: Index of this rank's first layer, so that stages agree with one GPU.
-        decay: Steps in which the decay rule lets a page's importance fall by a factor of e; None
-            for another rule.
         fade: Factor by which the lrfu rule lets a page's mass fade at each step; None for another
             rule.
         floor: Newest tokens that a RaaS row does not give up, at most half of its budget; whole
@@ -165,7 +163,6 @@ class StepOptions(NamedTuple):
     alpha: float | None
     scored_steps: int = 1
     layer_offset: int = 0
-    decay: float | None = None
     fade: float | None = None
     floor: int = 0
     scaling: float = 1.0

@@ -47,7 +47,6 @@ def stamp_decode(
         buffers.births,
         buffers.mass,
         0.0 if options.alpha is None else options.alpha,
-        0.0 if options.decay is None else options.decay,
         0.0 if options.fade is None else options.fade,
         options.scaling * _LOG2_E,
         slots,
@@ -58,7 +57,6 @@ def stamp_decode(
         PAGE_SIZE=options.page_size,
         BOUND_SCORES=options.bound_scores,
         ALPHA=options.alpha is not None,
-        DECAY=options.decay is not None,
         FADES=options.fade is not None,
         SCORED_STEPS=options.scored_steps,
         num_warps=1,
@@ -80,7 +78,6 @@ def _stamp_decode_kernel(
     births_ptr,
     mass_ptr,
     alpha,
-    decay,
     fade,
     scaling_log2,
     num_slots,
@@ -91,7 +88,6 @@ def _stamp_decode_kernel(
     PAGE_SIZE: tl.constexpr,
     BOUND_SCORES: tl.constexpr,
     ALPHA: tl.constexpr,
-    DECAY: tl.constexpr,
     FADES: tl.constexpr,
     SCORED_STEPS: tl.constexpr,
 ):
@@ -133,10 +129,6 @@ def _stamp_decode_kernel(
                 mass = tl.where(known, mass * fade + scores, mass)
             elif ALPHA:
                 stamps = tl.where(known & (scores > alpha), step, stamps)
-            elif DECAY:
-                chosen = known & (scores > 0)
-                age = tl.floor(decay * tl.log(tl.where(chosen, scores, 1.0)))
-                stamps = tl.where(chosen, tl.maximum(stamps, step + age.to(tl.int32)), stamps)
             else:
                 stamps = tl.where(top_pages(scores, known, stamp_pages), step, stamps)
         if FADES:

@@ -133,10 +133,7 @@ def stamp_decode(
     Called once after the last layer; does nothing for RaaS rows but at the last of
     `StepOptions.scored_steps`, and then for each of these in turn, as far as the request has left
     queries. The best `RequestTables.stamp_pages` pages get the step's timestamp, ties to the lower
-    page, or with `StepOptions.alpha` those that score above it. With
-    `StepOptions.decay` a score p is worth ``decay * ln p`` steps: every page gets the timestamp
-    that many steps ago, unless it has a newer one, so the oldest timestamp marks the page whose
-    largest probability, decayed by its age, is the smallest. Only pages that were full before
+    page, or with `StepOptions.alpha` those that score above it. Only pages that were full before
     these steps take part; newer ones have newer timestamps and take no other's place.
 
     With `StepOptions.fade` (the lrfu rule) no page is stamped: the mass of each page of a RaaS row
@@ -250,8 +247,6 @@ def _note_use(
         if options.bound_scores:
             scores = page_shares(scores, candidate, options.scaling)
         _gather_fading(rows, candidate, scores, options.fade, state)
-    elif options.decay is not None:
-        _stamp_decayed(rows, candidate & (scores > 0), scores, options.decay, state)
     elif options.alpha is not None:
         _stamp(rows, candidate & (scores > options.alpha), state)
     else:
@@ -262,16 +257,6 @@ def _stamp(rows: _Rows, chosen: torch.Tensor, buffers: EvictionBuffers) -> None:
     """Gives the step's timestamp to pages, ``chosen`` [E, H, N] bool."""
     stamps = buffers.stamps[rows.slots]
     buffers.stamps[rows.slots] = torch.where(chosen, _now(rows), stamps)
-
-
-def _stamp_decayed(
-    rows: _Rows, chosen: torch.Tensor, scores: torch.Tensor, decay: float, buffers: EvictionBuffers
-) -> None:
-    """Gives pages the timestamp of their score, if it is newer; ``chosen`` [E, H, N] bool."""
-    age = torch.floor(decay * torch.where(chosen, scores, 1.0).log()).int()
-    stamps = buffers.stamps[rows.slots]
-    newer = torch.maximum(stamps, _now(rows) + age)
-    buffers.stamps[rows.slots] = torch.where(chosen, newer, stamps)
 
 
 def _gather_fading(

@@ -124,7 +124,7 @@ class PageSampler:
 
     def _row(self, place: int, rid: str, state: RequestState) -> TracedRow:
         born = min(state.generated_len, state.options.budget)
-        pages = -(-born // self.config.kv_eviction_page_size)
+        pages = -(-born // self.config.page_size)
         lens = state.prompt_len, state.logical_len, state.resident_len
         return TracedRow(place, rid, state.options, *lens, pages)
 
@@ -157,7 +157,7 @@ class PageSampler:
         if copy.done is not None:
             copy.done.synchronize()
         events = [_event(row, copy) for row in rows]
-        return TraceBatch(now, events, *self.ranks, self.config.kv_eviction_page_size)
+        return TraceBatch(now, events, *self.ranks, self.config.page_size)
 
 
 def _event(row: TracedRow, copy: Copy) -> PageTrace:

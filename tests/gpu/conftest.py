@@ -21,6 +21,7 @@ HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
 DETERMINISTIC = (*RAAS, "--enable-deterministic-inference")
 TP = ("--tp-size", "2", "--disable-custom-all-reduce")
 # A later flag overrides an earlier one.
+PAPER = ("--kv-stamp-rule", "paper")
 SMALL = ("--max-total-tokens", "144", "--chunked-prefill-size", "32", "--kv-max-budget", "128")
 SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
 
@@ -43,7 +44,10 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "exact_server": ((*RAAS, "--kv-score", "exact"), STRICT),
     "deterministic_server": (DETERMINISTIC, STRICT),
     "eager_server": ((*DETERMINISTIC, "--disable-decode-cuda-graph"), STRICT),
-    "small_server": ((*RAAS, *SMALL), {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"}),
+    "small_server": (
+        (*RAAS, *PAPER, *SMALL),
+        {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"},
+    ),
     "traced_server": ((*RAAS, *_traced(25557)), STRICT),
     "tp_server": ((*RAAS, *_traced(25567), *TP), TWO_GPUS),
     "dp_server": ((*RAAS, "--dp-size", "2"), TWO_GPUS),

@@ -54,7 +54,6 @@ class Engine:
             options.get("alpha"),
             options.get("scored_steps", page) if bound_scores else 1,
             layer_offset=FIRST_LAYER,
-            decay=options.get("decay"),
             fade=fade,
             floor=floor,
             scaling=SCALING,
@@ -214,8 +213,6 @@ class Engine:
         if self.options.fade is not None:
             gained = naive.shares(given, SCALING) if self.options.bound_scores else given
             naive.gather_fading(gained, self.options.fade)
-        elif self.options.decay is not None:
-            naive.stamp_decayed(step, given, self.options.decay)
         elif self.options.alpha is not None:
             naive.stamp_above(step, given, self.options.alpha)
         else:
@@ -271,7 +268,6 @@ MODES = {
     "bound, late": {"bound_scores": True, "page": 4, "scored_steps": 8},
     "exact": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.75},
-    "decay": {"bound_scores": False, "decay": 16.0},
     # A fade that is a power of two rounds the same with and without a fused addition.
     "lrfu": {"bound_scores": False, "fade": 0.5},
     "lrfu, bounds": {"bound_scores": True, "fade": 0.875, "floor": 12, "page": 4},
@@ -281,8 +277,7 @@ MODES = {
     "lrfu, pages of 1": {"bound_scores": False, "fade": 0.25, "floor": 5, "page": 1},
     # More than half of every budget, so that the half rules.
     "lrfu, half": {"bound_scores": False, "fade": 0.5, "floor": 96, "page": 4},
-    "top-r, floor": {"bound_scores": False, "floor": 24, "page": 4},
-    "decay, floor": {"bound_scores": False, "decay": 16.0, "floor": 20, "page": 4},
+    "exact, floor": {"bound_scores": False, "floor": 24, "page": 4},
 }
 
 

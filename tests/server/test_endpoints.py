@@ -155,7 +155,7 @@ BAD = [
     ({"kv_budget": "64"}, "must be an integer number of tokens"),
     ({"kv_budget": 0}, "must be at least one eviction page"),
     ({"kv_budget": -16}, "must be at least one eviction page"),
-    ({"kv_budget": 100}, "got 100; use 96 or 112"),
+    ({"kv_budget": 101}, "got 101; use 100 or 102"),
     ({"kv_budget": 1 << 20}, "must be at most the context length (16384 tokens)"),
     ({"kv_budget": 1024}, "restart the server with --kv-max-budget 1024"),
     ({"kv_budgets": 64}, "got unknown ['kv_budgets']"),

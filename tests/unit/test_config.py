@@ -18,50 +18,40 @@ def test_without_the_policy_flag_the_plugin_is_off():
     assert take_settings(parse()) is None
 
 
-def test_the_papers_defaults():
+def test_the_defaults():
     config = take_settings(parse("--kv-policy", "raas"))
-    assert (config.kv_budget, config.kv_eviction_page_size, config.max_budget) == (1024, 16, 1024)
-    assert (config.kv_stamp_rule, config.kv_stamp_ratio, config.kv_stamp_alpha) == (
-        "top-r",
-        0.5,
-        1e-4,
-    )
-    assert (config.alpha, config.decay, config.fade, config.recency_floor) == (None, None, None, 0)
+    assert (config.kv_budget, config.max_budget, config.kv_score) == (1024, 1024, "bound")
+    assert (config.kv_stamp_rule, config.page_size, config.recency_floor) == ("lrfu", 2, 96)
+    assert (config.alpha, config.fade) == (None, pytest.approx(math.exp(-1 / 128)))
+
+
+def test_the_paper_has_defaults_of_its_own():
+    config = take_settings(parse("--kv-policy", "raas", "--kv-stamp-rule", "paper"))
+    assert (config.kv_score, config.page_size, config.recency_floor) == ("bound", 16, 0)
+    assert (config.alpha, config.fade, config.kv_stamp_ratio) == (None, None, 0.5)
     assert config.stamp_pages(1024) == 32
     assert config.stamp_pages(16) == 1
+    alpha = RaasConfig("raas", kv_stamp_rule="alpha", kv_score="exact")
+    assert (alpha.alpha, alpha.fade, alpha.page_size, alpha.recency_floor) == (1e-4, None, 16, 0)
 
 
-def test_lrfu_has_defaults_of_its_own():
-    config = take_settings(
-        parse("--kv-policy", "raas", "--kv-score", "exact", "--kv-stamp-rule", "lrfu")
-    )
-    assert (config.kv_stamp_decay, config.recency_floor) == (128, 48)
-    assert (config.decay, config.fade) == (None, pytest.approx(math.exp(-1 / 128)))
-    decay = RaasConfig("raas", kv_score="exact", kv_stamp_rule="decay")
-    assert (decay.decay, decay.fade, decay.recency_floor) == (64.0, None, 0)
-
-
-@pytest.mark.parametrize(("page", "floor"), [(1, 48), (16, 48), (32, 64), (64, 64)])
+@pytest.mark.parametrize(("page", "floor"), [(1, 96), (16, 96), (64, 128), (128, 128)])
 def test_the_floor_of_lrfu_is_whole_pages(page, floor):
-    config = lrfu(kv_eviction_page_size=page)
+    config = RaasConfig("raas", kv_eviction_page_size=page)
     assert config.recency_floor == floor
 
 
 def test_lrfu_takes_what_is_given():
-    config = lrfu(kv_stamp_decay=256, kv_recency_floor=0)
+    config = RaasConfig("raas", kv_stamp_decay=256, kv_recency_floor=0)
     assert (config.fade, config.recency_floor) == (pytest.approx(math.exp(-1 / 256)), 0)
 
 
 @pytest.mark.parametrize(
-    ("score", "page", "steps"), [("bound", 2, 8), ("bound", 16, 16), ("exact", 16, 1)]
+    ("score", "page", "steps"), [("bound", 2, 4), ("bound", 16, 16), ("exact", 16, 1)]
 )
 def test_bounds_are_scored_for_whole_pages_at_once(score, page, steps):
     config = RaasConfig("raas", kv_score=score, kv_eviction_page_size=page)
     assert config.scored_steps == steps
-
-
-def lrfu(**settings):
-    return RaasConfig("raas", kv_score="exact", kv_stamp_rule="lrfu", **settings)
 
 
 def test_settings_leave_other_arguments_alone():
@@ -84,23 +74,22 @@ def test_help_explains_every_flag():
     ("settings", "text"),
     [
         (
-            {"kv_budget": 1000},
+            {"kv_budget": 1000, "kv_eviction_page_size": 16},
             r"--kv-budget must be a multiple of the page size \(16\), got 1000; use 992 or 1008",
         ),
-        ({"kv_budget": 0}, r"--kv-budget must be at least one eviction page \(16 tokens\), got 0"),
-        ({"kv_budget": -16}, "got -16; use 16 or more"),
+        ({"kv_budget": 0}, r"--kv-budget must be at least one eviction page \(2 tokens\), got 0"),
+        ({"kv_budget": -16}, "got -16; use 2 or more"),
         ({"kv_budget": "64"}, r"must be an integer number of tokens, got '64' \(str\)"),
         ({"kv_policy": "lru"}, "--kv-policy must be one of dense, raas, .* got 'lru'"),
         ({"kv_max_budget": 512}, r"--kv-max-budget must be at least --kv-budget \(1024\), got 512"),
-        ({"kv_eviction_page_size": 12}, "--kv-eviction-page-size must be a power of two, got 12"),
+        ({"kv_eviction_page_size": 12}, "-page-size must be a power of two, got 12; use 2 or 16"),
         ({"kv_score": "cosine"}, "--kv-score must be one of bound, exact, got 'cosine'"),
         ({"kv_stamp_ratio": 0.0}, "--kv-stamp-ratio must be above 0 and at most 1, got 0.0"),
         ({"kv_stamp_rule": "alpha"}, "add --kv-score exact"),
-        ({"kv_stamp_rule": "decay"}, "--kv-stamp-rule decay goes by .* add --kv-score exact"),
-        ({"kv_stamp_rule": "lru"}, "must be one of top-r, alpha, decay, lrfu, got 'lru'"),
+        ({"kv_stamp_rule": "lru"}, "must be one of lrfu, paper, alpha, got 'lru'"),
         ({"kv_stamp_decay": 0}, "--kv-stamp-decay must be a positive number .* got 0"),
         (
-            {"kv_recency_floor": 40},
+            {"kv_recency_floor": 40, "kv_stamp_rule": "paper"},
             r"--kv-recency-floor must be a multiple of the eviction page size \(16\), got 40; "
             "use 32 or 48",
         ),

@@ -6,7 +6,7 @@ from raas_kernels import Policy
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import REPORT_FIELDS, RequestOptions, RequestState, parse_options
 
-CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=512)
+CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=512, kv_eviction_page_size=16)
 CONTEXT = 4096
 
 
