@@ -20,12 +20,21 @@ from table import NOTHING, markdown
 
 RULES = (
     "raas",
-    "raas:eviction-page-size=4",
-    "raas:score=exact,stamp-rule=decay",
+    "raas:stamp-rule=paper",
+    "raas:eviction-page-size=4,stamp-rule=paper",
+    "raas:eviction-page-size=16,score=exact,stamp-rule=decay",
     "raas:eviction-page-size=4,score=exact,stamp-rule=decay",
-    "raas:eviction-page-size=4,score=exact,stamp-rule=lrfu",
+    "raas:eviction-page-size=4,recency-floor=48,score=exact,stamp-rule=lrfu",
 )
-CONTROLS = ("window", "random", "h2o:score=exact", "h2o:eviction-page-size=4,score=exact")
+CONTROLS = (
+    "window",
+    "window:eviction-page-size=16",
+    "random",
+    "random:eviction-page-size=16",
+    "h2o:score=exact",
+    "h2o:eviction-page-size=4,score=exact",
+    "h2o:eviction-page-size=16,score=exact",
+)
 METHODS = ("dense", *RULES, *CONTROLS)
 SHARES = ("1/8", "1/4")
 VARIED = "1200"  # tokens of the chains that the variants of the rule were asked

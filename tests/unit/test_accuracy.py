@@ -20,7 +20,7 @@ from plots import data_of
 
 PLOTS = REASONER.parents[2] / "docs" / "plots"
 GRIDS = REASONER.parents[1] / "accuracy" / "grids"
-EXACT = "raas:score=exact,stamp-rule=decay"
+EXACT = "raas:eviction-page-size=16,score=exact,stamp-rule=decay"
 
 
 def block(**changes):
@@ -46,7 +46,8 @@ def test_a_share_of_the_chain_is_whole_pages(tokens, page, want):
 
 
 def test_servers_are_shared_by_equal_settings_in_any_order():
-    methods = ["raas", "window", "raas:stamp-rule=decay,score=exact", "h2o:score=exact", EXACT]
+    other = "raas:stamp-rule=decay,eviction-page-size=16,score=exact"
+    methods = ["raas", "window", other, "h2o:eviction-page-size=16,score=exact", EXACT]
     cells = make_cells(block(methods=methods), 0)
     groups = by_server(cells, "settings")
     assert [[cell.method.policy for cell in group] for group in groups] == [
