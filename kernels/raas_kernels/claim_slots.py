@@ -1,8 +1,8 @@
 """Slots that one decode step writes to, for all layers in one launch.
 
-One warp per KV head, row and layer. Its reads follow from one another (the row, its current page,
-the page table), and here the layers wait for them together, not in turn. Only where a saturated
-request begins a page is the state of all its pages read, 12 bytes each.
+One program per KV head, row and layer. Its reads follow from one another (the row, its current
+page, the page table), and here the layers wait for them together, not in turn. Only where a
+saturated request begins a page is the state of all its pages read, 12 bytes each.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
-from raas_kernels.select import victim
+from raas_kernels.select import victim, warps
 
 
 def claim_slots(
@@ -64,7 +64,7 @@ def claim_slots(
         BOUND_SCORES=options.bound_scores,
         FADES=options.fade is not None,
         FLOOR=options.floor,
-        num_warps=1,
+        num_warps=warps(num_pages),
     )
 
 

@@ -10,6 +10,13 @@ RANDOM = tl.constexpr(3)
 H2O = tl.constexpr(4)
 LARGEST = tl.constexpr(2**63 - 1)
 
+_PAGES_OF_A_WARP = 512
+
+
+def warps(num_pages: int) -> int:
+    """Warps for the ``num_pages`` of one head: one, unless its registers would not hold them."""
+    return int(max(1, min(16, triton.next_power_of_2(num_pages) // _PAGES_OF_A_WARP)))
+
 
 @triton.jit
 def page_hash(step, layer_id, head, pages):

@@ -1,7 +1,7 @@
 """Stamps of some steps from their page scores, for all layers in one launch; also the mass.
 
-One warp per KV head, row and layer; it reads one row of scores for each step and writes one row of
-timestamps, or of mass.
+One program per KV head, row and layer; it reads one row of scores for each step and writes one row
+of timestamps, or of mass.
 """
 
 import torch
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
-from raas_kernels.select import H2O, RAAS, page_shares, top_pages
+from raas_kernels.select import H2O, RAAS, page_shares, top_pages, warps
 
 _LOG2_E = 1.4426950408889634
 
@@ -59,7 +59,7 @@ def stamp_decode(
         ALPHA=options.alpha is not None,
         FADES=options.fade is not None,
         SCORED_STEPS=options.scored_steps,
-        num_warps=1,
+        num_warps=warps(num_pages),
     )
 
 
