@@ -12,6 +12,7 @@ RULES = (
     "offline:rule=decay",
     "offline:page=4,rule=decay",
     "offline:decay=128,floor=48,page=4,rule=lrfu",
+    "offline:decay=128,floor=96,page=2,rule=lrfu,score=bound",
     "offline:page=4,rule=h2o",
 )
 CONTROLS = ("offline:rule=window", "offline:rule=random", "offline:rule=h2o")
