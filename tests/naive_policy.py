@@ -101,6 +101,8 @@ class NaiveHead:
         """Softmax of the scores over all pages but the one being filled."""
         others = {place: score for place, score in scores.items() if place != self.current}
         weights = {place: math.exp(scaling * score) for place, score in others.items()}
+        least = max(weights.values(), default=0.0) / 2**64
+        weights = {place: w if w > least else 0.0 for place, w in weights.items()}
         total = sum(weights.values())
         return {place: weight / total for place, weight in weights.items()}
 

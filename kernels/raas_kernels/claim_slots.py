@@ -134,7 +134,8 @@ def _claim_slots_kernel(
     here = (layer * max_rows + row) * HEADS + head
     tl.store(targets_ptr + here, tl.where(saturated, in_place, target))
     if BOUND_SCORES & (head == 0):
-        query_place = slot.to(tl.int32) * SCORED_STEPS + step % SCORED_STEPS
+        # Of a padded row whatever its position is; it has a place of its own.
+        query_place = slot.to(tl.int32) * SCORED_STEPS + tl.maximum(step, 0) % SCORED_STEPS
         tl.store(query_places_ptr + layer * max_rows + row, query_place)
     if evicts:
         tl.store(stamps_ptr + state + page, step)

@@ -90,6 +90,8 @@ def score_pages(
         TILES=tiles,
         PAGE_SIZE=options.page_size,
         SCORED_STEPS=steps,
+        # The interpreter would multiply the bits of bfloat16.
+        WIDE=cache.device.type == "cpu",
         num_warps=4,
     )
 
@@ -120,6 +122,7 @@ def _score_pages_kernel(
     TILES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     SCORED_STEPS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     head = tl.program_id(0) % HEADS
     first = tl.program_id(0) // HEADS * (TILES * BLOCK_PAGES)
@@ -132,7 +135,9 @@ def _score_pages_kernel(
     if (policy != RAAS) | ((step + 1) % SCORED_STEPS != 0) | (first >= count):
         return
     # Only the type of this pointer is used: the layers' caches are tensors of their own.
-    cache = tl.load(pointers_ptr + layer).to(tl.pointer_type(key_cache_ptr.dtype.element_ty))
+    key_type = key_cache_ptr.dtype.element_ty
+    cache = tl.load(pointers_ptr + layer).to(tl.pointer_type(key_type))
+    factor_type = tl.float32 if WIDE else key_type
     tokens = kv_indices_ptr + tl.load(kv_indptr_ptr + row).to(tl.int64) + prompt_len
     slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     dims, members = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_GROUP)
@@ -144,20 +149,21 @@ def _score_pages_kernel(
         present = pages < count
         mask = present[:, None] & inside[None, :]
         slots = tl.load(tokens + pages * PAGE_SIZE, mask=present, other=0).to(tl.int64)
-        low = tl.load(cache + slots[:, None] * stride_key_cache + of_head, mask=mask, other=0.0)
-        high = low
+        key = tl.load(cache + slots[:, None] * stride_key_cache + of_head, mask=mask, other=0.0)
+        low, high = key.to(tl.float32), key.to(tl.float32)
         for token in range(1, PAGE_SIZE):
             slots = tl.load(tokens + pages * PAGE_SIZE + token, mask=present, other=0).to(tl.int64)
             key = tl.load(cache + slots[:, None] * stride_key_cache + of_head, mask=mask, other=0.0)
-            # Both compute 16-bit numbers in float32.
-            low = tl.minimum(low, key).to(key.dtype)
-            high = tl.maximum(high, key).to(key.dtype)
+            low = tl.minimum(low, key.to(tl.float32))
+            high = tl.maximum(high, key.to(tl.float32))
+        low, high = low.to(factor_type), high.to(factor_type)
         for place in range(SCORED_STEPS):
             of_step = ((layer * num_slots + slot) * SCORED_STEPS + place) * HEADS + head
             query = (of_step * GROUP + members[:, None]) * HEAD_DIM + dims[None, :]
             query = tl.load(queries_ptr + query, mask=asked_dims, other=0.0)
-            above = tl.maximum(query, 0.0).to(query.dtype)
-            below = tl.minimum(query, 0.0).to(query.dtype)
+            query = query.to(tl.float32)
+            above = tl.maximum(query, 0.0).to(factor_type)
+            below = tl.minimum(query, 0.0).to(factor_type)
             scores = tl.dot(high, tl.trans(above), input_precision="ieee")
             scores = tl.dot(low, tl.trans(below), scores, input_precision="ieee")
             scores = tl.where(asked[None, :], scores, float("-inf"))

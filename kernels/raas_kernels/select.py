@@ -9,6 +9,8 @@ WINDOW = tl.constexpr(2)
 RANDOM = tl.constexpr(3)
 H2O = tl.constexpr(4)
 LARGEST = tl.constexpr(2**63 - 1)
+# Of a share beside the largest one; less is none, as in `torch_scores`.
+LEAST_LOG2 = tl.constexpr(-64)
 
 _PAGES_OF_A_WARP = 512
 
@@ -71,7 +73,8 @@ def victim(
 def page_shares(scores, candidate, scaling_log2):
     """Softmax of the candidates' scores in base 2; zero for all others."""
     logits = tl.where(candidate, scores * scaling_log2, -3e38)
-    weights = tl.where(candidate, tl.exp2(logits - tl.max(logits, axis=0)), 0.0)
+    logits -= tl.max(logits, axis=0)
+    weights = tl.where(candidate & (logits > LEAST_LOG2), tl.exp2(logits), 0.0)
     # The largest weight is 1, so the maximum changes nothing unless there is no candidate.
     return weights / tl.maximum(tl.sum(weights, axis=0), 1.0)
 

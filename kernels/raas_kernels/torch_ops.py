@@ -40,7 +40,7 @@ def claim_slots(
     """
     rows = _rows(batch, batch.requests.policies != Policy.DENSE)
     if options.bound_scores:
-        steps = (batch.positions - batch.requests.prompt_lens) % options.scored_steps
+        steps = (batch.positions - batch.requests.prompt_lens).clamp(min=0) % options.scored_steps
         query_places = batch.req_pool_indices * options.scored_steps + steps
         step.query_places[:, : len(query_places)] = query_places.int()
     saturated = rows.step >= rows.budgets

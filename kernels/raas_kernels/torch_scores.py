@@ -2,6 +2,9 @@
 
 import torch
 
+# Machines differ in what they do with denormals, which still smaller shares would come to.
+LEAST_SHARE = 2.0**-64
+
 
 def bound_scores(q: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Returns Quest's upper bound of q·k over each page, the maximum over a KV head's queries.
@@ -44,7 +47,10 @@ def page_shares(scores: torch.Tensor, candidate: torch.Tensor, scaling: float) -
         scaling: Factor on q·k before the softmax.
 
     Returns:
-        [B, H, N] float32, which add up to one over the candidates.
+        [B, H, N] float32, which add up to one over the candidates; zero where it would be less than
+        `LEAST_SHARE` of the largest.
     """
-    shares = torch.where(candidate, scores * scaling, float("-inf")).softmax(2)
-    return torch.where(candidate, shares, 0.0)
+    logits = torch.where(candidate, scores * scaling, float("-inf"))
+    shares = logits.softmax(2)
+    least = shares.amax(2, keepdim=True) * LEAST_SHARE
+    return torch.where(candidate & (shares > least), shares, 0.0)

@@ -199,6 +199,7 @@ SHAPES = {
     "exact scores": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
     "lrfu": {"bound_scores": False, "fade": 0.5, "floor": 80, "pages": 37},
+    "bfloat16": {"dtype": torch.bfloat16, "group": 5},
     "lrfu, bounds": {"fade": 0.5, "floor": 80, "pages": 37},
 }
 

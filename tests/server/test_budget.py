@@ -4,7 +4,7 @@ import pytest
 
 from client import assert_report, generate, problem, together, token_ids
 
-PAGE = 16
+PAGE = 2
 FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 

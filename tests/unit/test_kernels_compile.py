@@ -18,7 +18,7 @@ POINTERS = {
 SCALARS = dict.fromkeys(("alpha", "fade", "scaling_log2"), "fp32")
 HEADS = {"HEADS": 4, "GROUP": 7, "HEAD_DIM": 128, "BLOCK_DIM": 128}
 PAGES = {"HEADS": 4, "BLOCK_PAGES": 512, "PAGE_SIZE": 2, "SCORED_STEPS": 4}
-TILES = {"BLOCK_GROUP": 16, "BLOCK_PAGES": 32, "TILES": 8}
+TILES = {"BLOCK_GROUP": 16, "BLOCK_PAGES": 32, "TILES": 8, "WIDE": False}
 BOUNDS, NO_BOUNDS = {"BOUND_SCORES": True}, {"BOUND_SCORES": False, "SCORED_STEPS": 1}
 KERNELS = {
     "claim_slots": (claim_slots._claim_slots_kernel, PAGES | BOUNDS | {"FADES": True, "FLOOR": 96}),
