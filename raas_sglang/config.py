@@ -9,7 +9,7 @@ from typing import Any
 from raas_kernels import Policy
 
 STAMP_RULES = ("lrfu", "paper", "alpha")
-_LRFU_PAGE, _LRFU_FLOOR = 2, 96  # tokens
+_LRFU_PAGE = 2  # tokens
 _PAPER_PAGE = 16
 # At least; fewer would read the keys more often, more would need memory for their scores.
 _SCORED_STEPS = 4
@@ -73,8 +73,7 @@ class RaasConfig:
     kv_recency_floor: int | None = _flag(
         None,
         "Newest generated tokens that raas does not give up, at most half of a request's budget "
-        f"(tokens, a multiple of the page); default: {_LRFU_FLOOR} in whole pages with lrfu, "
-        "else 0.",
+        "(tokens, a multiple of the page); default: that half with lrfu, else 0.",
     )
     kv_trace_endpoint: str | None = _flag(
         None,
@@ -115,8 +114,8 @@ class RaasConfig:
                 f"--kv-score exact, got --kv-score {self.kv_score}; add --kv-score exact"
             )
         if self.kv_recency_floor is None:
-            newest = _LRFU_FLOOR if self.kv_stamp_rule == "lrfu" else 0
-            object.__setattr__(self, "kv_recency_floor", -(-newest // page) * page)
+            newest = self.max_budget if self.kv_stamp_rule == "lrfu" else 0
+            object.__setattr__(self, "kv_recency_floor", newest)
         _check_floor(self.kv_recency_floor, page)
         _check_endpoint(self.kv_trace_endpoint)
         _check_interval("--kv-trace-interval", self.kv_trace_interval)

@@ -21,7 +21,7 @@ def test_without_the_policy_flag_the_plugin_is_off():
 def test_the_defaults():
     config = take_settings(parse("--kv-policy", "raas"))
     assert (config.kv_budget, config.max_budget, config.kv_score) == (1024, 1024, "bound")
-    assert (config.kv_stamp_rule, config.page_size, config.recency_floor) == ("lrfu", 2, 96)
+    assert (config.kv_stamp_rule, config.page_size, config.recency_floor) == ("lrfu", 2, 1024)
     assert (config.alpha, config.fade) == (None, pytest.approx(math.exp(-1 / 128)))
 
 
@@ -35,10 +35,9 @@ def test_the_paper_has_defaults_of_its_own():
     assert (alpha.alpha, alpha.fade, alpha.page_size, alpha.recency_floor) == (1e-4, None, 16, 0)
 
 
-@pytest.mark.parametrize(("page", "floor"), [(1, 96), (16, 96), (64, 128), (128, 128)])
-def test_the_floor_of_lrfu_is_whole_pages(page, floor):
-    config = RaasConfig("raas", kv_eviction_page_size=page)
-    assert config.recency_floor == floor
+def test_the_floor_of_lrfu_is_half_of_any_budget():
+    config = RaasConfig("raas", kv_budget=64, kv_max_budget=4096)
+    assert config.recency_floor >= config.max_budget // 2
 
 
 def test_lrfu_takes_what_is_given():
