@@ -96,7 +96,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         It is copied from pinned memory while the host goes on. A GPU that others use as well may
         not have come to the copy of one step when the host plans the next, of other rows.
         """
-        if not self._plan_read.query():
+        if not self._plan_read.query():  # type: ignore[no-untyped-call]
             self._plan_read.synchronize()
         yield
         self._plan_read.record()

@@ -37,8 +37,11 @@ class Plans(RaasFlashInferAttnBackend):
     def __init__(self):
         self.happened = happened = []
         self._planned = None
+        self.is_read = False
         self._plan_read = SimpleNamespace(
-            synchronize=lambda: happened.append("wait"), record=lambda: happened.append("mark")
+            query=lambda: self.is_read,
+            synchronize=lambda: happened.append("wait"),
+            record=lambda: happened.append("mark"),
         )
         self._graph_tables = torch.zeros(64, dtype=torch.int32)
 
@@ -68,3 +71,10 @@ def test_a_plan_waits_until_the_one_before_was_read(backend):
     backend.init_forward_metadata(step(6, 8))
     backend.init_forward_metadata_out_graph(step(7, 9))
     assert backend.happened == ["wait", "plan", "mark"] * 3
+
+
+def test_a_plan_that_was_read_is_not_waited_for(backend):
+    backend.is_read = True
+    backend.init_forward_metadata(step(6, 8))
+    backend.init_forward_metadata_out_graph(step(7, 9))
+    assert backend.happened == ["plan", "mark"] * 2
