@@ -18,10 +18,12 @@ from accuracy.summary import Row
 from accuracy.task import make_task
 from table import NOTHING, markdown
 
+PAPER = "raas:stamp-rule=paper"
 RULES = (
     "raas",
-    "raas:stamp-rule=paper",
-    "raas:eviction-page-size=4,stamp-rule=paper",
+    "raas:recency-floor=96",
+    "raas:recency-floor=48",
+    PAPER,
     "raas:eviction-page-size=16,score=exact,stamp-rule=decay",
     "raas:eviction-page-size=4,score=exact,stamp-rule=decay",
     "raas:eviction-page-size=4,recency-floor=48,score=exact,stamp-rule=lrfu",
@@ -39,6 +41,22 @@ METHODS = ("dense", *RULES, *CONTROLS)
 SHARES = ("1/8", "1/4")
 VARIED = "1200"  # tokens of the chains that the variants of the rule were asked
 ABSENT = "–"
+
+
+def overview() -> str:
+    """Solved with raas, with the paper's rule and with the best control, each beside the others.
+
+    The arrow is that of `at_shares`.
+    """
+    rows = engine_rows()
+    lines = []
+    for length, regimes in by_length(rows).items():
+        for text in SHARES:
+            budget = _budgets("raas", f"{REGIMES[0]}:{length}", [text])[0]
+            cells = [_beside(regimes.get(regime, {}), budget) for regime in REGIMES]
+            lines.append([f"{int(length):,}, {text}: L = {budget:,}", *cells])
+    head = ["tokens of the chain, share", *REGIMES]
+    return f"{markdown(head, lines)}\n\n{count(rows)}" if lines else NOTHING
 
 
 def at_shares() -> str:
@@ -123,6 +141,14 @@ def _per_length(
     return "\n\n".join([*parts, count(rows)]) if parts else NOTHING
 
 
+def _beside(group: Group, budget: int | None) -> str:
+    shown = [group.get((method, budget)) for method in ("raas", PAPER)]
+    cells = [_solved(row, group) if row else ABSENT for row in shown]
+    controls = [group[name, budget] for name in CONTROLS if (name, budget) in group]
+    best = max(controls, key=share, default=None)
+    return " / ".join([*cells, _solved(best, group)]) if best else ABSENT
+
+
 def _budgets(method: str, task: str, texts: Sequence[str]) -> list[int | None]:
     """Budgets in tokens of a method; dense has one cell without."""
     chosen = Method.of(method)
@@ -149,8 +175,9 @@ def _places(signs: Sequence[tuple[str, str, int | None, int | None]]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "accuracy": all_budgets,
-    "accuracy-engine": at_shares,
+    "accuracy": overview,
+    "accuracy-budgets": all_budgets,
+    "accuracy-shares": at_shares,
     "accuracy-below": told_below,
     "accuracy-variants": variants,
     "accuracy-endings": endings,

@@ -16,16 +16,13 @@ from accuracy.summary import Row, read_rows
 # What is drawn, with its name and colour; other methods stand in the tables alone.
 METHODS = {
     "dense": ("dense", "#888888"),
-    "raas": ("raas", "#11a0a0"),
+    "raas": ("raas", "#bb1133"),
+    "raas:recency-floor=96": ("raas, floor of 96", "#ee8899"),
     "raas:stamp-rule=paper": ("the paper's rule", "#1166bb"),
-    "raas:eviction-page-size=4,stamp-rule=paper": ("the same, pages of 4", "#66bbee"),
-    "raas:eviction-page-size=4,score=exact,stamp-rule=decay": ("decay, pages of 4", "#ee8899"),
-    "raas:eviction-page-size=4,recency-floor=48,score=exact,stamp-rule=lrfu": (
-        *("lrfu on exact scores, pages of 4", "#bb1133"),
-    ),
-    "window:eviction-page-size=16": ("window", "#bb8833"),
-    "random:eviction-page-size=16": ("random", "#55aa55"),
-    "h2o:eviction-page-size=16,score=exact": ("h2o", "#553377"),
+    "window": ("window", "#bb8833"),
+    "window:eviction-page-size=16": ("window, pages of 16", "#ddbb77"),
+    "random": ("random", "#55aa55"),
+    "h2o:score=exact": ("h2o, pages of 1", "#553377"),
     "h2o:eviction-page-size=4,score=exact": ("h2o, pages of 4", "#aa88cc"),
 }
 

@@ -251,6 +251,12 @@ def test_shares_of_the_chain_are_compared_with_the_best_control(engine):
     assert PAGES_OF_4 not in text, "neither a CPU's rows nor the variants"
 
 
+def test_the_overview_puts_raas_beside_the_paper_and_the_best_control(engine):
+    text = engine_tables.overview()
+    assert "| 1,200, 1/8: L = 144 | 75↑ / – / 5 | – | – | – | – |" in text
+    assert "| 1,200, 1/4: L = 288 | 50 / – / 52.5 | – | 2.5↓ / – / 30 | – | – |" in text
+
+
 def test_variants_stand_beside_the_rules_and_the_controls(engine):
     text = engine_tables.variants()
     assert "| 1,200 tokens, L = 144 / 288 / 512 | milestone |" in text
