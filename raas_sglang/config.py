@@ -77,7 +77,7 @@ class RaasConfig:
     )
     kv_trace_endpoint: str | None = _flag(
         None,
-        "Where to publish timestamps and births of every page over ZMQ, such as tcp://*:5558; "
+        "Where to publish timestamp, birth and mass of every page over ZMQ, such as tcp://*:5558; "
         "each rank of the server binds a port of its own from there on; off without this flag.",
     )
     kv_trace_interval: int = _flag(16, "Decode steps from one published sample to the next.")

@@ -38,7 +38,7 @@ def buffers():
         return torch.randint(0, 1000, (LAYERS, SLOTS, HEADS, *size), dtype=torch.int32)
 
     queries = torch.empty(LAYERS, SLOTS, 0, HEADS, 8)
-    mass = torch.zeros(LAYERS, SLOTS, HEADS, PAGES)
+    mass = torch.rand(LAYERS, SLOTS, HEADS, PAGES)
     return EvictionBuffers(table(PAGES), table(PAGES), mass, table(), queries)
 
 

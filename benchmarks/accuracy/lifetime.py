@@ -14,32 +14,32 @@ class Lifetime(NamedTuple):
         head: KV head.
         birth: Step that wrote its first token.
         death: First sample at which another page had its place; None if it lived to the end.
-        stamped: Samples at which it was important, once it was full, as pairs: first and last of
-            each run of consecutive ones.
+        used: Samples at which it was important, once it was full, as pairs: first and last of each
+            run of consecutive ones. Its timestamp moved, or its mass gained more than had faded.
     """
 
     layer: int
     head: int
     birth: int
     death: int | None
-    stamped: list[list[int]]
+    used: list[list[int]]
 
 
 class _Page:
     """A page that lives."""
 
-    def __init__(self, birth: int, stamp: int) -> None:
-        self.birth, self.stamp = birth, stamp
-        self.stamped: list[list[int]] = []
+    def __init__(self, birth: int, stamp: int, mass: float) -> None:
+        self.birth, self.stamp, self.mass = birth, stamp, mass
+        self.used: list[list[int]] = []
 
-    def note(self, stamp: int, step: int, before: int, is_filling: bool) -> None:
+    def note(self, stamp: int, mass: float, step: int, before: int, is_filling: bool) -> None:
         """Notes a sample; `before` is the step of the sample before it."""
-        if stamp > self.stamp and not is_filling:
-            if self.stamped and self.stamped[-1][1] == before:
-                self.stamped[-1][1] = step
+        if (stamp > self.stamp or mass > self.mass) and not is_filling:
+            if self.used and self.used[-1][1] == before:
+                self.used[-1][1] = step
             else:
-                self.stamped.append([step, step])
-        self.stamp = stamp
+                self.used.append([step, step])
+        self.stamp, self.mass = stamp, mass
 
 
 def lifetimes(events: Iterable[PageTrace]) -> list[Lifetime]:
@@ -59,15 +59,16 @@ def lifetimes(events: Iterable[PageTrace]) -> list[Lifetime]:
         ):
             place = layer, head, page
             birth, stamp = int(table.births[place]), int(table.stamps[place])
+            mass = float(table.mass[place])
             found = alive.get(place)
             if found is None or found.birth != birth:
                 if found is not None:
-                    lives.append(Lifetime(layer, head, found.birth, event.step, found.stamped))
-                alive[place] = found = _Page(birth, stamp)
+                    lives.append(Lifetime(layer, head, found.birth, event.step, found.used))
+                alive[place] = found = _Page(birth, stamp, mass)
             is_filling = int(table.current[layer, head]) == page
-            found.note(stamp, event.step, before, is_filling)
+            found.note(stamp, mass, event.step, before, is_filling)
         before = event.step
-    lives += [Lifetime(y, h, page.birth, None, page.stamped) for (y, h, _), page in alive.items()]
+    lives += [Lifetime(y, h, page.birth, None, page.used) for (y, h, _), page in alive.items()]
     return sorted(lives, key=lambda life: life[:3])
 
 

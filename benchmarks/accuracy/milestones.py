@@ -1,7 +1,7 @@
 """Pictures of the milestones of one chain: ``python -m accuracy.milestones --help``.
 
     python -m accuracy.milestones --tasks milestone:602 --budgets 256 \
-        --methods raas raas:score=exact,stamp-rule=decay --out ../out/milestones.jsonl
+        --methods raas raas:stamp-rule=paper --out ../out/milestones.jsonl
     python -m accuracy.milestones --draw ../docs/plots
 
 The first serves each method, listens to its trace stream and stores the lives of all pages; the
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 
@@ -23,7 +23,7 @@ from accuracy.grid import Cell, add_grid_flags, cells_of
 from accuracy.lifetime import Lifetime, as_row, lifetimes, of_row
 from accuracy.server import make_server
 from local_server import REASONER, LocalServer, free_port
-from raas_sglang.trace import PageTrace, listen
+from raas_sglang.trace import PageTrace, TraceBatch, listen
 from rows import RowFile
 
 RESULT = "lives of pages"
@@ -44,37 +44,46 @@ def main() -> None:
         port = free_port()
         trace = ["--kv-trace-endpoint", f"tcp://127.0.0.1:{port}", "--kv-trace-interval", "1"]
         with make_server([cell], REASONER, 1, trace) as server:
-            events, text = watch(server, cell, f"tcp://127.0.0.1:{port}")
+            seen = watch(server, cell, f"tcp://127.0.0.1:{port}")
         task, method, budget = cell.key
-        lives = lifetimes(events)
+        lives = lifetimes(seen.events)
         given_up = sum(life.death is not None for life in lives)
-        print(f"{task} {method} {budget}: {len(events)} samples, {given_up} of {len(lives)} pages")
+        pages = f"{given_up} of {len(lives)} pages given up"
+        print(f"{task} {method} {budget}: {len(seen.events)} samples, {pages}")
         rows.write(
             RESULT,
             [len(lives)],
             "pages",
             {"task": task, "method": method, "budget": budget, "index": 0},
-            right=cell.task.verdict(0, text).right,
-            samples=len(events),
-            steps=events[-1].step,
-            page_size=cell.method.page_size,
+            right=cell.task.verdict(0, seen.text).right,
+            samples=len(seen.events),
+            steps=seen.events[-1].step,
+            page_size=seen.page_size,
             lives=as_row(lives),
         )
 
 
-def watch(server: LocalServer, cell: Cell, endpoint: str) -> tuple[list[PageTrace], str]:
-    """Asks the first problem of a cell; returns what was published of it, and the answer.
+class Seen(NamedTuple):
+    """What was published of a request, the server's eviction page size, and the answer."""
+
+    events: list[PageTrace]
+    page_size: int
+    text: str
+
+
+def watch(server: LocalServer, cell: Cell, endpoint: str) -> Seen:
+    """Asks the first problem of a cell, and listens meanwhile.
 
     Raises:
         RuntimeError: nothing was published of it.
     """
-    received: list[PageTrace] = []
+    received: list[TraceBatch] = []
     answered = threading.Event()
 
     def subscribe() -> None:
         while not answered.is_set():
             for message in listen([endpoint], timeout_s=SILENCE_S):
-                received.extend(message.batch.events)
+                received.append(message.batch)
 
     listener = threading.Thread(target=subscribe)
     listener.start()
@@ -83,10 +92,11 @@ def watch(server: LocalServer, cell: Cell, endpoint: str) -> tuple[list[PageTrac
     answer = ask()
     answered.set()
     listener.join()
-    events = [event for event in received if event.rid == answer["meta_info"]["id"]]
+    rid = answer["meta_info"]["id"]
+    events = [event for batch in received for event in batch.events if event.rid == rid]
     if not events:
         raise RuntimeError(f"the stream must have samples of the request, got none: {cell.key}")
-    return events, answer["text"]
+    return Seen(events, received[0].page_size, answer["text"])
 
 
 def _ask(server: LocalServer, cell: Cell) -> dict[str, Any]:
@@ -102,7 +112,7 @@ def _ask(server: LocalServer, cell: Cell) -> dict[str, Any]:
 
 
 def draw(row: dict[str, Any], folder: Path) -> Path:
-    """Draws a stored row: a page is a line at its birth, coloured where it was stamped."""
+    """Draws a stored row: a page is a line at its birth, coloured where it was used."""
     import matplotlib
 
     matplotlib.use("agg")  # a drawing of so many lines is smaller as pixels
@@ -134,7 +144,7 @@ def draw(row: dict[str, Any], folder: Path) -> Path:
 def _draw_lives(panel: Any, lives: Sequence[Lifetime], steps: int) -> None:
     births = [life.birth for life in lives]
     panel.hlines(births, births, [life.death or steps for life in lives], "#cccccc", linewidth=1)
-    runs = [(life.birth, first, last) for life in lives for first, last in life.stamped]
+    runs = [(life.birth, first, last) for life in lives for first, last in life.used]
     if runs:
         heights, starts, ends = zip(*runs, strict=True)
         panel.hlines(heights, starts, [end + 1 for end in ends], "#bb1133", linewidth=1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 TOPIC = b"kv-trace"
 PAGE_DTYPE = np.dtype("<i4")
+MASS_DTYPE = np.dtype("<f4")
 
 
 class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True):
@@ -34,6 +35,9 @@ class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True
         stamps: [Y, H, N] int32, little endian. Last step at which each page was important; with
             `--kv-stamp-rule lrfu`, and of other policies than raas, that of its last token.
         births: [Y, H, N] int32, little endian. Step at which its first token was written.
+        mass: [Y, H, N] float32, little endian. What each page has gathered: with
+            `--kv-stamp-rule lrfu` the faded sum of its shares as of the last steps that were
+            scored, with h2o the sum of its probabilities; zero under any other rule.
         current: [Y, H] int32, little endian. The page being filled.
     """
 
@@ -46,6 +50,7 @@ class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True
     shape: tuple[int, int, int]
     stamps: bytes
     births: bytes
+    mass: bytes
     current: bytes
 
     @property
@@ -78,11 +83,13 @@ class PageTable(NamedTuple):
     Attributes:
         stamps: [Y, H, N] int32.
         births: [Y, H, N] int32.
+        mass: [Y, H, N] float32.
         current: [Y, H] int32.
     """
 
     stamps: NDArray[np.int32]
     births: NDArray[np.int32]
+    mass: NDArray[np.float32]
     current: NDArray[np.int32]
 
 
@@ -96,6 +103,7 @@ def page_table(event: PageTrace) -> PageTable:
     return PageTable(
         np.frombuffer(event.stamps, PAGE_DTYPE).reshape(event.shape),
         np.frombuffer(event.births, PAGE_DTYPE).reshape(event.shape),
+        np.frombuffer(event.mass, MASS_DTYPE).reshape(event.shape),
         np.frombuffer(event.current, PAGE_DTYPE).reshape(layers, heads),
     )
 

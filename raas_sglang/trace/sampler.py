@@ -8,14 +8,15 @@ buffers; if both are still on their way, the sample is left out rather than wait
 import queue
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from raas_kernels import EvictionBuffers
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestOptions, RequestState
-from raas_sglang.trace.message import PAGE_DTYPE, PageTrace, TraceBatch
+from raas_sglang.trace.message import MASS_DTYPE, PAGE_DTYPE, PageTrace, TraceBatch
 from raas_sglang.trace.publisher import TracePublisher
 
 _BUFFERS = 2
@@ -40,6 +41,7 @@ class Copy(NamedTuple):
         source: What is copied; must live until it has arrived.
         stamps: [Y, B, H, N] int32, on the host.
         births: [Y, B, H, N] int32, on the host.
+        mass: [Y, B, H, N] float32, on the host.
         current: [Y, B, H] int32, on the host.
         done: Recorded behind the copy; None where it has arrived already.
     """
@@ -47,6 +49,7 @@ class Copy(NamedTuple):
     source: torch.Tensor
     stamps: torch.Tensor
     births: torch.Tensor
+    mass: torch.Tensor
     current: torch.Tensor
     done: torch.cuda.Event | None
 
@@ -79,7 +82,7 @@ class PageSampler:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
-        size = 2 * buffers.stamps.numel() + buffers.current.numel()
+        size = 3 * buffers.stamps.numel() + buffers.current.numel()
         for _ in range(_BUFFERS):
             pinned = self._stream is not None
             self._free.put(torch.empty(size, dtype=torch.int32, pin_memory=pinned))
@@ -132,15 +135,18 @@ class PageSampler:
         tables = [
             self.buffers.stamps[..., :pages].index_select(1, slots),
             self.buffers.births[..., :pages].index_select(1, slots),
+            # One buffer and one copy for all, so its bits.
+            self.buffers.mass.view(torch.int32)[..., :pages].index_select(1, slots),
             self.buffers.current.index_select(1, slots),
         ]
         source = torch.cat([table.flatten() for table in tables])
         target = host[: len(source)]
         parts = torch.split(target, [table.numel() for table in tables])
-        stamps, births, current = (
+        stamps, births, mass, current = (
             part.view(table.shape) for part, table in zip(parts, tables, strict=True)
         )
-        return Copy(source, stamps, births, current, self._copy(source, target))
+        done = self._copy(source, target)
+        return Copy(source, stamps, births, mass.view(torch.float32), current, done)
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
         if self._stream is None:
@@ -161,7 +167,8 @@ class PageSampler:
 
 
 def _event(row: TracedRow, copy: Copy) -> PageTrace:
-    stamps = copy.stamps[:, row.place, :, : row.pages]
+    tables = (copy.stamps, copy.births, copy.mass)
+    stamps, births, mass = (table[:, row.place, :, : row.pages] for table in tables)
     return PageTrace(
         row.rid,
         row.options.policy.name.lower(),
@@ -170,11 +177,12 @@ def _event(row: TracedRow, copy: Copy) -> PageTrace:
         row.logical_len,
         row.resident_len,
         (stamps.shape[0], stamps.shape[1], stamps.shape[2]),
-        _packed(stamps),
-        _packed(copy.births[:, row.place, :, : row.pages]),
-        _packed(copy.current[:, row.place]),
+        _packed(stamps, PAGE_DTYPE),
+        _packed(births, PAGE_DTYPE),
+        _packed(mass, MASS_DTYPE),
+        _packed(copy.current[:, row.place], PAGE_DTYPE),
     )
 
 
-def _packed(table: torch.Tensor) -> bytes:
-    return table.numpy().astype(PAGE_DTYPE, copy=False).tobytes()
+def _packed(table: torch.Tensor, dtype: "np.dtype[Any]") -> bytes:
+    return table.numpy().astype(dtype, copy=False).tobytes()

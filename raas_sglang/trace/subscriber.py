@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import zmq
 
 from raas_sglang.trace.message import TOPIC, PageTable, PageTrace, TraceBatch, page_table, reused
@@ -62,9 +63,18 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
 
 def _line(event: PageTrace, table: PageTable, before: PageTable | None) -> str:
     given_up = "-" if before is None else f"{reused(before, table).mean():.0%}"
-    stamped = (table.stamps == event.step).mean()
     return (
         f"{event.rid[:12]:<12} {event.policy:<6} step {event.step:>6} "
         f"resident {event.resident_len} of {event.logical_len} pages {event.shape[2]} "
-        f"reused {given_up} stamped {stamped:.0%} oldest {event.step - table.stamps.min()} steps"
+        f"reused {given_up} {_importance(event, table)}"
     )
+
+
+def _importance(event: PageTrace, table: PageTable) -> str:
+    """What the rule goes by: mass where there is any, else timestamps."""
+    if not table.mass.any():
+        stamped = (table.stamps == event.step).mean()
+        return f"stamped {stamped:.0%} oldest {event.step - table.stamps.min()} steps"
+    heaviest_first = np.sort(table.mass, axis=-1)[..., ::-1].cumsum(axis=-1)
+    needed = 1 + (heaviest_first < heaviest_first[..., -1:] / 2).sum(axis=-1)
+    return f"half of the mass in {needed.mean() / table.mass.shape[-1]:.0%}"

@@ -173,9 +173,13 @@ def assert_pages_follow_the_rules(events, evicted):
         assert (np.take_along_axis(table.births, current, 2) == event.step // PAGE * PAGE).all()
         assert (table.stamps >= table.births).all()
     given_up = np.zeros(tables[0].current.shape, int)
-    for before, after in pairwise(tables):
+    for step, (before, after) in enumerate(pairwise(tables), start=1):
         pages = reused(before, after)
         given_up += pages.sum(2)
+        if events[0].policy == "raas":
+            old = before.births < step - events[0].budget // 2
+            least = np.where(old, before.mass, np.inf).min(2, keepdims=True)
+            assert (pages <= (old & (before.mass == least))).all()
         if events[0].policy == "window":
             assert (pages <= (before.births == before.births.min(2, keepdims=True))).all()
     assert (given_up == -(-evicted // PAGE)).all(), "each head begins a page every other step"

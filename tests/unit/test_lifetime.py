@@ -6,9 +6,10 @@ from accuracy.lifetime import Lifetime, as_row, lifetimes, of_row
 from raas_sglang.trace import PageTrace
 
 
-def sample(step, births, stamps, current):
+def sample(step, births, stamps, current, mass=None):
     """One layer, one head."""
     arrays = [np.array(values, "<i4").tobytes() for values in (stamps, births, [current])]
+    arrays.insert(2, np.array(mass or [0] * len(births), "<f4").tobytes())
     shape = 1, 1, len(births)
     return PageTrace("r", "raas", 32, 5, 5 + step + 1, 5 + step + 1, shape, *arrays)
 
@@ -29,6 +30,15 @@ def test_lives_end_where_another_page_begins():
         Lifetime(0, 0, 0, 4, [[2, 3]]),
         Lifetime(0, 0, 2, None, [[4, 4], [6, 6]]),
         Lifetime(0, 0, 4, None, []),
+    ]
+
+
+def test_a_page_is_used_where_its_mass_grows():
+    masses = ([0.0, 0.0], [0.5, 0.0], [0.4, 0.25], [0.6, 0.5], [0.5, 0.75])
+    samples = [sample(4 + i, [0, 2], [1, 3], 1, mass) for i, mass in enumerate(masses)]
+    assert lifetimes(samples) == [
+        Lifetime(0, 0, 0, None, [[5, 5], [7, 7]]),
+        Lifetime(0, 0, 2, None, []),  # being filled
     ]
 
 

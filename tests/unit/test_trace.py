@@ -40,6 +40,7 @@ def test_a_sample_holds_the_born_pages_of_evicting_rows_of_that_step(kept):
         assert event.shape == (LAYERS, HEADS, pages)
         np.testing.assert_array_equal(table.stamps, before.stamps[:, slot, :, :pages])
         np.testing.assert_array_equal(table.births, before.births[:, slot, :, :pages])
+        np.testing.assert_array_equal(table.mass, before.mass[:, slot, :, :pages])
         np.testing.assert_array_equal(table.current, before.current[:, slot])
     first = batch.events[0]
     assert (first.step, first.logical_len, first.resident_len) == (32, 43, 43)
@@ -108,6 +109,20 @@ def test_what_is_published_arrives_and_reads_as_lines(kept):
     assert "reused - " in printed[0]
     assert "reused 25% " in printed[-1]
     assert f"resident 74 of {73 + sent} pages 4" in printed[-1]
+
+
+def test_a_line_says_what_the_rule_goes_by(kept):
+    state = buffers()
+    state.stamps[:], state.births[:] = 20, 0
+    state.stamps[..., 0] = 32
+    state.mass[:] = torch.tensor([1.0, 7.0, 2.0, 3.0])
+    sampler = PageSampler(state, CONFIG, kept, 0, 0)
+    for mass in (state.mass.clone(), torch.zeros_like(state.mass)):
+        state.mass.copy_(mass)
+        sampler.sample(torch.tensor([1]), [("a", request(33))])
+    by_mass, by_stamps = lines(Received(*kept.arrive()) for _ in range(2))
+    assert by_mass.endswith("reused - half of the mass in 33%"), "the second of three pages"
+    assert by_stamps.endswith("reused 0% stamped 33% oldest 12 steps")
 
 
 def test_lines_of_two_ranks_are_not_compared_with_each_other(kept):
