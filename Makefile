@@ -4,15 +4,22 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
 
-.PHONY: demo test lint gpu-test gpu2-test clean
+.PHONY: demo test test-servers test-parts lint gpu-test gpu2-test clean
 
 demo: $(READY)
 	$(PYTHON) benchmarks/demo.py $(ARGS)
 
-# Triton decides at import whether it interprets, so its tests are a run of their own.
+# Two runs at a time, one of them with the servers; each prints what it has when it is done.
 test: $(READY) lint
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-servers test-parts
+
+test-servers: $(READY)
+	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/server $(ARGS)
+
+# Triton decides at import whether it interprets, so its tests are a run of their own.
+test-parts: $(READY)
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/ops tests/memory $(ARGS)
-	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/unit tests/memory tests/server $(ARGS)
+	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/unit tests/memory $(ARGS)
 
 lint: $(READY)
 	.venv/bin/ruff check .
