@@ -14,6 +14,7 @@ RULES = (
     "offline:decay=128,floor=48,page=4,rule=lrfu",
     "offline:decay=128,floor=96,page=2,rule=lrfu,score=bound",
     "offline:page=4,rule=h2o",
+    "offline:rule=select,score=bound",  # Quest: it gives up nothing, and needs O(N) memory
 )
 CONTROLS = ("offline:rule=window", "offline:rule=random", "offline:rule=h2o")
 
