@@ -22,6 +22,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "raas": ("--kv-policy", "raas"),
     "raas-paper": ("--kv-policy", "raas", "--kv-stamp-rule", "paper"),
     "raas-exact": ("--kv-policy", "raas", "--kv-score", "exact"),
+    "raas-paper-exact": ("--kv-policy", "raas", "--kv-stamp-rule", "paper", "--kv-score", "exact"),
 }
 # The bundled reasoner's head size is known to SGLang's Qwen2 through a plugin of its own.
 HEAD_DIM_PLUGIN = "qwen2_head_dim"

@@ -10,7 +10,14 @@ from stored import Row, distinct, gpus
 from tables import logical_length, mebibytes_of_request, newest_throughput, over_length
 
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
-COLOURS = {"default": "#888888", "off": "#bb8833", "raas": "#1166bb", "raas-exact": "#119977"}
+COLOURS = {
+    "default": "#888888",
+    "off": "#bb8833",
+    "raas": "#bb1133",
+    "raas-exact": "#119977",
+    "raas-paper": "#1166bb",
+    "raas-paper-exact": "#66bbee",
+}
 
 MARKS = "os^Dvx"
 
