@@ -17,7 +17,7 @@ class Decoder:
     Args:
         model: The model, in the precision to compute in.
         prompts: int64 [rows, prompt].
-        rule: Which generated tokens are attended; the prompt always is.
+        rule: Which tokens are attended.
         budgets: int64 [rows] tokens.
         steps: Most tokens to generate.
     """
@@ -30,7 +30,10 @@ class Decoder:
         self.heads, self.size = config.num_key_value_heads, config.head_dim
         rows, self.prompt_len = prompts.shape
         shape = (config.num_hidden_layers, self.heads, self.size)
-        self.retention = Retention(rule, budgets, shape, self.prompt_len, self.steps)
+        self.paged_prompt = self.prompt_len if rule.prompt == "paged" else 0
+        self.pinned = self.prompt_len - self.paged_prompt
+        paged = self.paged_prompt + self.steps
+        self.retention = Retention(rule, budgets, shape, self.pinned, paged)
         length = self.prompt_len + self.steps
         cache = (2, shape[0], rows, self.heads, length, self.size)
         self.keys, self.values = torch.zeros(cache, dtype=model.dtype, device=model.device)
@@ -39,6 +42,8 @@ class Decoder:
         self.step = torch.zeros(1, dtype=torch.long, device=model.device)
         self.output = torch.full((rows, self.steps), config.pad_token_id, device=model.device)
         hidden = self._layers(prompts, torch.arange(self.prompt_len, device=model.device)[None])
+        if self.paged_prompt:
+            self.retention.add_prompt(self.keys[..., : self.prompt_len, :])
         self.token = model.lm_head(hidden[:, -1:]).argmax(-1)
         self.output[:, :1] = self.token
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
@@ -47,7 +52,7 @@ class Decoder:
         """Returns int64 [rows, steps]; what follows a row's end is padding."""
         config = self.model.config
         for step in range(self.steps - 1):
-            self._advance(step % self.retention.rule.page == 0, step)
+            self._advance((self.paged_prompt + step) % self.retention.rule.page == 0, step)
             if step % 64 == 63 and (self.output == config.eos_token_id).any(1).all():
                 break
         ended = self.output == config.eos_token_id
@@ -70,7 +75,7 @@ class Decoder:
     def _one_step(self, begins: bool) -> None:
         """Feeds the last token of every row and picks the next; changes tensors in place only."""
         if begins:
-            self.retention.begin_page(self.step)
+            self.retention.begin_page(self.step + self.paged_prompt)
         position = (self.step + self.prompt_len)[None]
         hidden = self._layers(self.token, position)
         self.token.copy_(self.model.lm_head(hidden).argmax(-1))
@@ -103,15 +108,16 @@ class Decoder:
 
     def _attend(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
         """One query of each row against what the rule lets it see."""
-        rows, prompt, retention = len(q), self.prompt_len, self.retention
+        rows, pinned, retention = len(q), self.pinned, self.retention
+        step = self.step + self.paged_prompt
         q = q.view(rows, self.heads, -1, self.size)
-        retention.add_key(layer, k[:, :, 0], self.step)
+        retention.add_key(layer, k[:, :, 0], step)
         keys, values = (x[layer][:, :, : self.reach] for x in (self.keys, self.values))
         logits = (q @ keys.transpose(2, 3)).float() / math.sqrt(self.size)
-        logits.masked_fill_(self.places[: self.reach] > prompt + self.step, -math.inf)
-        seen = retention.visible(layer, q, logits, self.step)
-        unseen = ~seen[:, :, : self.reach - prompt]
-        logits[..., prompt:].masked_fill_(unseen[:, :, None], -math.inf)
+        logits.masked_fill_(self.places[: self.reach] > pinned + step, -math.inf)
+        seen = retention.visible(layer, q, logits, step)
+        unseen = ~seen[:, :, : self.reach - pinned]
+        logits[..., pinned:].masked_fill_(unseen[:, :, None], -math.inf)
         shares = logits.softmax(-1)
-        retention.observe(layer, q, shares, self.step)
+        retention.observe(layer, q, shares, step)
         return (shares.to(q.dtype) @ values).view(rows, -1, 1, self.size)

@@ -94,7 +94,7 @@ def decode(
     for row, (cell, index) in enumerate(batch):
         task, method, budget = cell.key
         logical = prompts.shape[1] + lengths[row] - 1
-        resident = min(logical, prompts.shape[1] + round(kept[row].item()))
+        resident = min(logical, decoder.pinned + round(kept[row].item()))
         samples.append(
             {
                 **{"task": task, "method": method, "budget": budget, "index": index},

@@ -1,4 +1,4 @@
-"""Which generated tokens a step may attend, when nothing is ever overwritten.
+"""Which tokens a step may attend, when nothing is ever overwritten.
 
 ``select`` chooses pages anew at each step and gives none up: with bounds it is Quest, with exact
 scores it knows the attention that it is about to spare. ``window``, ``random``, ``h2o``, ``top-r``,
@@ -19,6 +19,7 @@ from accuracy.grid import Method
 RULES = ("select", "window", "random", "h2o", "top-r", "alpha", "decay", "lrfu", "recurrence")
 SCORES = ("bound", "exact")
 POOLS = ("head", "layer", "request")
+PROMPTS = ("pinned", "paged")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Rule:
         pool: Who shares a budget: each ``head`` has its own, or those of a ``layer`` or of all
             layers of a ``request`` give up their least important page together.
         layers: Weights of the layers' budgets, such as ``1-1-16-1-1``; equal if empty.
+        prompt: ``pinned``, besides the budget, or ``paged``: within it, and given up as generated
+            tokens are, as the paper's released code does. No importance is gathered in prefill.
     """
 
     rule: str = "decay"
@@ -52,19 +55,28 @@ class Rule:
     birth: float = 0.0
     pool: str = "head"
     layers: str = ""
+    prompt: str = "pinned"
 
     @classmethod
     def of(cls, method: Method) -> "Rule":
         """Reads the settings of a method."""
         kinds = {field.name: type(field.default) for field in fields(cls)}
         rule = cls(**{name: kinds[name](value) for name, value in method.settings})
-        for name, known in (("rule", RULES), ("pool", POOLS), ("score", SCORES)):
+        for name, known in (
+            *(("rule", RULES), ("pool", POOLS), ("score", SCORES)),
+            ("prompt", PROMPTS),
+        ):
             if getattr(rule, name) not in known:
                 raise ValueError(
                     f"{name} of a rule must be one of {', '.join(known)}, "
                     f"got {getattr(rule, name)!r}"
                 )
         return rule
+
+    @property
+    def has_stamps(self) -> bool:
+        """Whether importance is a step, not a mass."""
+        return self.rule not in ("h2o", "lrfu")
 
     @property
     def has_bounds(self) -> bool:
@@ -79,8 +91,8 @@ class Retention:
         rule: What decides.
         budgets: [rows] tokens of each layer and head.
         shape: Layers, KV heads, head size.
-        prompt_len: Tokens before the first generated one, whose keys come first.
-        steps: Most tokens to generate.
+        prompt_len: Tokens before the first one with a page, whose keys come first.
+        steps: Most tokens with a page. Those of a prompt that is paged are the first steps.
     """
 
     def __init__(
@@ -107,6 +119,22 @@ class Retention:
         bounds = (*full, size) if rule.has_bounds else (layers, 0)
         self.low = torch.zeros(bounds, device=self.device)
         self.high = torch.zeros(bounds, device=self.device)
+
+    def add_prompt(self, keys: Tensor) -> None:
+        """Gives pages to a prompt, each stamped when it was born, as a new page is.
+
+        Args:
+            keys: [layers, rows, KV heads, tokens, head size].
+        """
+        page, count = self.rule.page, keys.shape[3]
+        born = self.numbers * page < count
+        self.resident |= born
+        self.stamps.copy_(torch.where(born & self.rule.has_stamps, self.numbers * page, 0))
+        if self.rule.has_bounds:
+            for bound, beyond in ((self.low, math.inf), (self.high, -math.inf)):
+                room = born.sum() * page - count
+                paged = pad(keys.float(), (0, 0, 0, room), value=beyond).unflatten(3, (-1, page))
+                bound[:, :, :, born] = paged.amin(4) if beyond > 0 else paged.amax(4)
 
     def begin_page(self, step: Tensor) -> None:
         """At the first token of a page: the page is born, others are given up for it."""

@@ -34,6 +34,14 @@ def test_a_budget_above_the_output_is_dense(model, rule):
     assert all(one["evicted_tokens"] == 0 for one in found)
 
 
+def test_a_budget_above_prompt_and_output_is_dense_with_a_paged_prompt(model):
+    tight, wide = samples(model, "top-r,score=bound,prompt=paged", ["48", "512"], n=1)
+    assert wide["right"]
+    assert wide["evicted_tokens"] == 0
+    assert tight["resident_tokens"] == 48 < tight["logical_tokens"]
+    assert not tight["right"], "it lost a part of the program"
+
+
 def test_budgets_of_one_batch_are_kept_apart(model):
     small, large = samples(model, "window,page=4", ["16", "256"], tokens=150, n=1)
     assert not small["right"]
@@ -81,6 +89,24 @@ def test_a_window_keeps_the_newest_pages():
     retention = state(rule="window")
     fill(retention, always([0, 0], [0, 0]))
     assert retention.resident.nonzero()[:, 3].tolist() == [12, 13, 14, 15] * 4
+
+
+@pytest.mark.parametrize("tokens", [8, 10])
+def test_a_paged_prompt_is_as_if_it_had_been_generated(tokens):
+    keys = torch.randn(2, 1, 2, tokens, 4, generator=torch.Generator().manual_seed(0))
+    settings = {"rule": "top-r", "score": "bound", "page": 4}
+    prefilled, decoded = (
+        Retention(Rule(**settings), torch.tensor([16]), (2, 2, 4), 0, 64) for _ in range(2)
+    )
+    prefilled.add_prompt(keys)
+    for step in map(torch.tensor, range(tokens)):
+        if step % 4 == 0:
+            decoded.begin_page(step)
+        for layer in range(2):
+            decoded.add_key(layer, keys[layer, :, :, step], step)
+    for name in ("resident", "low", "high"):
+        torch.testing.assert_close(getattr(prefilled, name), getattr(decoded, name))
+    assert prefilled.stamps[0, 0, 0, :4].tolist() == [0, 4, 8 if tokens > 8 else 0, 0]
 
 
 def test_a_window_slides_token_by_token():
