@@ -3,23 +3,25 @@
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
+# Tests whose servers nobody shares; they run with the half that is done sooner.
+OWN_SERVERS := tests/server/test_observability.py tests/server/test_priority.py
 
 .PHONY: demo test test-servers test-parts lint gpu-test gpu2-test clean
 
 demo: $(READY)
 	$(PYTHON) benchmarks/demo.py $(ARGS)
 
-# Two runs at a time, one of them with the servers; each prints what it has when it is done.
+# Two runs at a time, one of them with the shared servers; each prints what it has when it is done.
 test: $(READY) lint
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-servers test-parts
 
 test-servers: $(READY)
-	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/server $(ARGS)
+	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/server $(OWN_SERVERS:%=--ignore=%) $(ARGS)
 
 # Triton decides at import whether it interprets, so its tests are a run of their own.
 test-parts: $(READY)
 	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/ops tests/memory $(ARGS)
-	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/unit tests/memory $(ARGS)
+	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/unit tests/memory $(OWN_SERVERS) $(ARGS)
 
 lint: $(READY)
 	.venv/bin/ruff check .
