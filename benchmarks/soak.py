@@ -10,7 +10,7 @@ differently; it must still be the right chain. Anything else is a wrong answer. 
 memory checks are on all the time and end the server at the first slot that is lost.
 
 How fast that is depends on the host, which is no more equal to itself after ten minutes. So in the
-end a fresh server is started beside the old one, and the same crowd asks both in turns.
+end a fresh server is started beside the old one, and both answer the catalogue in turns.
 """
 
 import argparse
@@ -36,18 +36,18 @@ from raas_sglang.cpu import has_driver
 from rows import RowFile
 
 TIMEOUT_S = 600
-SPARE_S = 120.0  # for the last answers, a fresh server and the end of both
+SPARE_S = 90.0  # for a fresh server and the end of both
+TURN_S = 8.0  # of one arm, about
 DISCONNECTED, ABORTED = 0.1, 0.1  # shares of the requests
 STREAM_INTERVAL = 8  # tokens in one message
 TENTHS = 10
 WARM_UP = 0.05  # of the time: the clients begin together and have to spread first
-TURN_WARM_UP = 0.3  # of a turn, for the same reason
 # What admission expects of a dense request, in tokens: less than it takes, so memory runs out.
 EXPECTED_TOKENS = "16"
 QUICK = {
     "minutes": 1.0,
-    "rounds": 3,
-    "turn": 6.0,
+    "rounds": 1,
+    "passes": 1,
     "clients": 6,
     "lines": [5, 8],
     "budgets": [32, 160],
@@ -107,8 +107,7 @@ class Dealer:
 def main() -> int:
     args = parse_args()
     deadline, rows = begin_run(args)
-    turns = 2 * (args.rounds + 1) * args.turn
-    latest = deadline - turns - SPARE_S
+    latest = deadline - 2 * (args.rounds + 1) * TURN_S - SPARE_S
     catalogue = make_catalogue(args.lines, args.budgets, args.seed)
     arm, fresh = new_arm(args), new_arm(args)
     with started([arm], say):
@@ -121,20 +120,20 @@ def main() -> int:
             say(arm.server.log_end(60))
             raise
         arm.clear()
-        held = arm.server.used_tokens()
-        has_tree = not arm.information()["disable_radix_cache"]
+        config = {name: getattr(args, name) for name in ("clients", "lines", "budgets", "pool")}
+        config |= {
+            "radix cache": not arm.information()["disable_radix_cache"],
+            "alone": alone,
+            "seconds": round(end - begin),
+            "flags": arm.flags,
+        }
+        # Stored before the turns begin, which may be cut off.
+        span = (begin + WARM_UP * (end - begin), end)
+        broken = write(outcomes, arm.server.used_tokens(), span, rows, config)
         with started([fresh], say):
             speeds = run_turns([arm, fresh], catalogue, args)
+        write_turns(speeds, rows, config)
         is_alive = arm.server.is_alive()
-    config = {name: getattr(args, name) for name in ("clients", "lines", "budgets", "pool")}
-    config |= {
-        "radix cache": has_tree,
-        "alone": alone,
-        "seconds": round(end - begin),
-        "flags": arm.flags,
-    }
-    broken = write(outcomes, held, (begin + WARM_UP * (end - begin), end), rows, config)
-    write_turns(speeds, rows, config)
     if not is_alive:
         broken.append("the server must live to the end")
     for line in broken:
@@ -175,18 +174,36 @@ def run_crowd(arm: Arm, dealer: Dealer, clients: int) -> list[Outcome]:
 def run_turns(
     arms: list[Arm], catalogue: list[Entry], args: argparse.Namespace
 ) -> list[list[float]]:
-    """Lets the crowd ask each arm in turns, the same each time; returns tokens/s, arm by arm."""
+    """Lets each arm answer the catalogue in turns; returns tokens/s, arm by arm.
+
+    Raises:
+        RuntimeError: an answer is wrong.
+    """
     speeds: list[list[float]] = [[] for _ in arms]
     for number in range(args.rounds + 1):
         pairs = list(zip(arms, speeds, strict=True))
         # Whoever is second finds a warmer host, so they change places.
         for arm, seen in pairs if number % 2 else reversed(pairs):
-            begin = time.monotonic()
-            end = begin + args.turn
-            outcomes = run_crowd(arm, Dealer(catalogue, args.seed + number, end), args.clients)
-            seen.append(throughput(outcomes, begin + TURN_WARM_UP * args.turn, end))
+            seen.append(answer_all(arm, catalogue * args.passes, args.clients))
+        say(f"turn {number} of {args.rounds}: {[round(seen[-1]) for seen in speeds]} tokens/s")
     # The first turns fill the radix tree, and warm up what is fresh.
     return [seen[1:] for seen in speeds]
+
+
+def answer_all(arm: Arm, entries: list[Entry], clients: int) -> float:
+    """Lets clients ask for all of it, to the end; returns tokens/s."""
+    begin = time.monotonic()
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [
+            pool.submit(ask, arm, number, entry, "finished", 1.0)
+            for number, entry in enumerate(entries)
+        ]
+        outcomes = [one.result() for one in asked]
+    seconds = time.monotonic() - begin
+    wrong = [outcome.entry.name for outcome in outcomes if outcome.verdict == "wrong"]
+    if wrong:
+        raise RuntimeError(f"all answers must be as alone, got others of {wrong}")
+    return sum(outcome.tokens for outcome in outcomes) / seconds
 
 
 def ask(arm: Arm, number: int, entry: Entry, ending: str, share: float) -> Outcome:
@@ -306,8 +323,8 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of the crowd")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each server in the end")
-    parser.add_argument("--turn", type=float, default=10.0, help="seconds of a turn")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each server in the end")
+    parser.add_argument("--passes", type=int, default=2, help="of the catalogue in a turn")
     parser.add_argument("--clients", type=int, default=64, help="requests at the same time")
     parser.add_argument("--lines", type=int, nargs="+", default=[12, 36], help="of the programs")
     parser.add_argument(
