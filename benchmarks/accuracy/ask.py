@@ -1,7 +1,7 @@
 """Asks a server for the samples of its cells, many at a time."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -9,6 +9,8 @@ import aiohttp
 from accuracy.grid import Cell
 from accuracy.samples import SampleFile
 
+Asker = Callable[[aiohttp.ClientSession, Cell, int], Awaitable[dict[str, Any]]]
+BUFFER_BYTES = 1 << 20  # holds a streamed message, which repeats the whole text
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=600)
 
 
@@ -18,6 +20,7 @@ async def ask_cells(
     file: SampleFile,
     concurrency: int,
     progress: "Progress",
+    asker: Asker,
 ) -> None:
     """Collects every sample that is not in the file yet, in the order of the cells.
 
@@ -27,17 +30,20 @@ async def ask_cells(
         file: Where the samples go.
         concurrency: Requests that wait at the same time.
         progress: Told of every sample.
+        asker: Asks one question: `ask`, or `until_wrong.ask_until_wrong`.
 
     Raises:
         RuntimeError: the server refused a request.
     """
     jobs = _missing(cells, file)
     connector = aiohttp.TCPConnector(limit=concurrency)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=TIMEOUT) as session:
+    async with aiohttp.ClientSession(
+        url, connector=connector, timeout=TIMEOUT, read_bufsize=BUFFER_BYTES
+    ) as session:
 
         async def work() -> None:
             for cell, index in jobs:  # one iterator, shared: each job is taken once
-                sample = await ask(session, cell, index)
+                sample = await asker(session, cell, index)
                 file.write(sample)
                 progress.note(cell, sample["right"])
 
@@ -55,30 +61,45 @@ async def ask(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[st
     Raises:
         RuntimeError: the server refused it.
     """
-    custom = {"kv_policy": cell.method.policy}
-    if cell.budget is not None:
-        custom["kv_budget"] = cell.budget
     body = {
         "model": "default",
         "messages": [{"role": "user", "content": cell.task.prompt(index)}],
         "seed": index,
-        "custom_params": custom,
+        "custom_params": custom_params(cell),
         **cell.task.sampling,
     }
     async with session.post("/v1/chat/completions", json=body) as response:
-        if response.status != 200:
-            raise RuntimeError(
-                f"{cell.key} must be answered, got {response.status}: {await response.text()}"
-            )
+        await raise_if_refused(cell, response)
         answer = await response.json()
     choice, report = answer["choices"][0], answer["metadata"]["kv"][0]
     text = choice["message"]["content"] or ""
+    tokens = answer["usage"]["completion_tokens"]
+    return sample_of(cell, index, text, tokens, choice["finish_reason"], report)
+
+
+def custom_params(cell: Cell) -> dict[str, Any]:
+    """What a request says of its cell."""
+    budget = {} if cell.budget is None else {"kv_budget": cell.budget}
+    return {"kv_policy": cell.method.policy, **budget}
+
+
+async def raise_if_refused(cell: Cell, response: aiohttp.ClientResponse) -> None:
+    """Raises RuntimeError if the server refused a request."""
+    if response.status != 200:
+        raise RuntimeError(
+            f"{cell.key} must be answered, got {response.status}: {await response.text()}"
+        )
+
+
+def sample_of(
+    cell: Cell, index: int, text: str, tokens: int, finish: str, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the sample of a text, with what the server reports of its cache."""
     task, method, budget = cell.key
     return {
         **{"task": task, "method": method, "budget": budget, "index": index},
         **cell.task.verdict(index, text)._asdict(),
-        "tokens": answer["usage"]["completion_tokens"],
-        "finish": choice["finish_reason"],
+        **{"tokens": tokens, "finish": finish},
         **{
             f"{name}_tokens": report[f"{name}_tokens"]
             for name in ("logical", "resident", "evicted")

@@ -16,10 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accuracy.ask import Progress, ask_cells, count_missing
+from accuracy.ask import Progress, ask, ask_cells, count_missing
 from accuracy.grid import Cell, add_grid_flags, cells_of
 from accuracy.samples import SampleFile
 from accuracy.server import by_server, make_server
+from accuracy.until_wrong import ask_until_wrong
 from local_server import REASONER
 from rows import commit_of_checkout
 
@@ -52,8 +53,9 @@ async def collect(
     cells: Sequence[Cell], file: SampleFile, progress: Progress, args: argparse.Namespace
 ) -> None:
     """Asks all cells, of one running server or of as many of its own as may run together."""
+    asker = ask_until_wrong if args.until_wrong else ask
     if args.url:
-        await ask_cells(args.url, cells, file, args.concurrency, progress)
+        await ask_cells(args.url, cells, file, args.concurrency, progress, asker)
         return
     room = asyncio.Semaphore(args.parallel_servers)
 
@@ -66,7 +68,7 @@ async def collect(
             try:
                 await asyncio.to_thread(server.start)
                 print(f"up: {shlex.join(server.command)}", flush=True)
-                await ask_cells(server.url, group, file, args.concurrency, progress)
+                await ask_cells(server.url, group, file, args.concurrency, progress, asker)
             finally:
                 await asyncio.to_thread(server.stop)
 
@@ -110,6 +112,9 @@ def parse_args() -> argparse.Namespace:
         "--server-flags", default="", help="further flags of every server, one text"
     )
     parser.add_argument("--concurrency", type=int, default=32, help="requests at a time and server")
+    parser.add_argument(
+        "--until-wrong", action="store_true", help="asks for a chain up to its first wrong token"
+    )
     parser.add_argument("--seconds", type=float, help="stops after so long with what it has")
     parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
     parser.add_argument("--commit", help="commit that is measured, where git is not at hand")

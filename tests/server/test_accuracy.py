@@ -47,3 +47,23 @@ def test_samples_are_collected_and_a_second_run_adds_what_is_missing(server, tmp
     said = collect(server, tmp_path, "--methods", "dense", "raas", "window")
     assert "4 samples to collect in 6 cells" in said
     assert len(list(read_samples(tmp_path / "samples.jsonl"))) == 12
+
+
+def test_a_chain_that_is_asked_until_it_is_wrong_has_the_same_verdict(server, tmp_path):
+    methods = ("--tasks", "milestone:150", "--methods", "dense", "window", "random")
+    collect(server, tmp_path, *methods)
+    collect(server, tmp_path, *methods, "--until-wrong", "--out", str(tmp_path / "short.jsonl"))
+    whole, short = (
+        {(*key_of(sample), sample["index"]): sample for sample in read_samples(tmp_path / name)}
+        for name in ("samples.jsonl", "short.jsonl")
+    )
+    assert whole.keys() == short.keys()
+    for key, sample in short.items():
+        same = ("right", "first_wrong_line")
+        assert [sample[name] for name in same] == [whole[key][name] for name in same]
+        assert sample["finish"] == ("stop" if sample["right"] else "wrong")
+        assert sample["tokens"] <= whole[key]["tokens"]
+    wrong = [key for key, sample in short.items() if not sample["right"]]
+    assert len(wrong) == 2 * PROBLEMS and sum(
+        short[k]["tokens"] < whole[k]["tokens"] for k in wrong
+    )

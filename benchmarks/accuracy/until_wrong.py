@@ -1,0 +1,53 @@
+"""Asks for a chain up to its first wrong token.
+
+What a policy has given up stays lost, so the rest of a wrong chain says nothing about its verdict,
+but may be most of what a server generates. How long such an output would have become, and whether
+it would have ended in an answer, is not known then.
+"""
+
+import json
+from typing import Any
+
+import aiohttp
+
+from accuracy.ask import custom_params, raise_if_refused, sample_of
+from accuracy.grid import Cell
+from accuracy.task import ReasonerTask
+
+CHUNK_TOKENS = 64  # of one message
+WRONG = "wrong"  # how a chain ended that was not asked to its end
+
+
+async def ask_until_wrong(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[str, Any]:
+    """Asks one generated problem and returns its sample, whose lengths are those when it ended.
+
+    Raises:
+        RuntimeError: the server refused it.
+        ValueError: the task's chains are not known.
+    """
+    task = cell.task
+    if not isinstance(task, ReasonerTask):
+        raise ValueError(
+            f"--until-wrong must be asked of generated problems, got {task.name}; leave it out"
+        )
+    chain = task.problem(index).chain.split()
+    sampling = {
+        "temperature": 0,
+        "max_new_tokens": task.sampling["max_completion_tokens"],
+        "stream_interval": CHUNK_TOKENS,
+        "custom_params": custom_params(cell),
+    }
+    body = {"text": task.prompt(index), "sampling_params": sampling, "stream": True}
+    answer: dict[str, Any] = {}
+    async with session.post("/generate", json=body) as response:
+        await raise_if_refused(cell, response)
+        # Leaving early closes the connection, and the server aborts the request.
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                answer = json.loads(line.removeprefix(b"data: "))
+                words = answer["text"].split()
+                if words != chain[: len(words)]:
+                    break
+    info = answer["meta_info"]
+    finish = (info["finish_reason"] or {"type": WRONG})["type"]
+    return sample_of(cell, index, answer["text"], info["completion_tokens"], finish, info)
