@@ -12,9 +12,9 @@ REGIMES = ("milestone", "restated", "silent", "stated_once", "uniform")
 Group = dict[tuple[str, int | None], Row]  # method and budget
 
 
-def stored_rows() -> list[Row]:
-    """The rows of the repository."""
-    return read_rows(stored.RESULTS / "accuracy.jsonl")
+def stored_rows(name: str = "accuracy") -> list[Row]:
+    """The rows of a file in `benchmarks/results`."""
+    return read_rows(stored.RESULTS / f"{name}.jsonl")
 
 
 def by_task(rows: Iterable[Row]) -> dict[str, Group]:

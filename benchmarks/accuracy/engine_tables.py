@@ -48,15 +48,12 @@ def overview() -> str:
 
     The arrow is that of `at_shares`.
     """
-    rows = engine_rows()
-    lines = []
-    for length, regimes in by_length(rows).items():
-        for text in SHARES:
-            budget = _budgets("raas", f"{REGIMES[0]}:{length}", [text])[0]
-            cells = [_beside(regimes.get(regime, {}), budget) for regime in REGIMES]
-            lines.append([f"{int(length):,}, {text}: L = {budget:,}", *cells])
-    head = ["tokens of the chain, share", *REGIMES]
-    return f"{markdown(head, lines)}\n\n{count(rows)}" if lines else NOTHING
+    return _overview(engine_rows(), ("raas", PAPER))
+
+
+def on_fresh_problems() -> str:
+    """Solved with raas and with the best control, on problems that nothing was chosen on."""
+    return _overview(stored_rows("accuracy_fresh"), ("raas",))
 
 
 def at_shares() -> str:
@@ -117,6 +114,17 @@ def engine_rows() -> list[Row]:
     return [row for row in stored_rows() if row["run"].get("gpu")]
 
 
+def _overview(rows: Sequence[Row], rules: Sequence[str]) -> str:
+    lines = []
+    for length, regimes in by_length(rows).items():
+        for text in SHARES:
+            budget = _budgets("raas", f"{REGIMES[0]}:{length}", [text])[0]
+            cells = [_beside(regimes.get(regime, {}), budget, rules) for regime in REGIMES]
+            lines.append([f"{int(length):,}, {text}: L = {budget:,}", *cells])
+    head = ["tokens of the chain, share", *REGIMES]
+    return f"{markdown(head, lines)}\n\n{count(rows)}" if lines else NOTHING
+
+
 def _per_length(
     rows: Sequence[Row],
     methods: Sequence[str],
@@ -141,8 +149,8 @@ def _per_length(
     return "\n\n".join([*parts, count(rows)]) if parts else NOTHING
 
 
-def _beside(group: Group, budget: int | None) -> str:
-    shown = [group.get((method, budget)) for method in ("raas", PAPER)]
+def _beside(group: Group, budget: int | None, rules: Sequence[str]) -> str:
+    shown = [group.get((method, budget)) for method in rules]
     cells = [_solved(row, group) if row else ABSENT for row in shown]
     controls = [group[name, budget] for name in CONTROLS if (name, budget) in group]
     best = max(controls, key=share, default=None)
@@ -176,6 +184,7 @@ def _places(signs: Sequence[tuple[str, str, int | None, int | None]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy": overview,
+    "accuracy-fresh": on_fresh_problems,
     "accuracy-budgets": all_budgets,
     "accuracy-shares": at_shares,
     "accuracy-below": told_below,

@@ -64,6 +64,5 @@ def test_a_chain_that_is_asked_until_it_is_wrong_has_the_same_verdict(server, tm
         assert sample["finish"] == ("stop" if sample["right"] else "wrong")
         assert sample["tokens"] <= whole[key]["tokens"]
     wrong = [key for key, sample in short.items() if not sample["right"]]
-    assert len(wrong) == 2 * PROBLEMS and sum(
-        short[k]["tokens"] < whole[k]["tokens"] for k in wrong
-    )
+    assert len(wrong) == 2 * PROBLEMS
+    assert any(short[key]["tokens"] < whole[key]["tokens"] for key in wrong)

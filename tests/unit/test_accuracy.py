@@ -59,9 +59,9 @@ def test_servers_are_shared_by_equal_settings_in_any_order():
     assert Method.of("raas:eviction-page-size=4").page_size == 4
 
 
-@pytest.mark.parametrize("name", ["engine", "offline", "variants"])
-def test_the_grids_of_the_repository_can_be_read(name):
-    cells = read_grid(GRIDS / f"{name}.json", 0)
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_grids_of_the_repository_can_be_read(path):
+    cells = read_grid(path, 0)
     keys = {cell.key for cell in cells}
     assert len(keys) == len(cells) > 50, "no cell is asked twice"
     assert all((cell.budget or 64) % cell.method.page_size == 0 for cell in cells)
@@ -238,8 +238,13 @@ def engine(tmp_path, monkeypatch):
         cell("milestone:1200", PAGES_OF_4 + ",score=exact,stamp-rule=alpha", 288, 39),
         cell("milestone:1200", PAGES_OF_4, 288, 40, gpu=None),
     ]
-    lines = (json.dumps(line) for row in chosen for line in ({"run": row.pop("run")}, row))
-    (tmp_path / "accuracy.jsonl").write_text("\n".join(lines))
+    (tmp_path / "accuracy.jsonl").write_text(as_lines(chosen))
+
+
+def as_lines(rows):
+    """Rows as they are stored, each after its run."""
+    lines = (json.dumps(line) for row in rows for line in ({"run": row.pop("run")}, row))
+    return "\n".join(lines)
 
 
 def test_shares_of_the_chain_are_compared_with_the_best_control(engine):
@@ -255,6 +260,14 @@ def test_the_overview_puts_raas_beside_the_paper_and_the_best_control(engine):
     text = engine_tables.overview()
     assert "| 1,200, 1/8: L = 144 | 75↑ / – / 5 | – | – | – | – |" in text
     assert "| 1,200, 1/4: L = 288 | 50 / – / 52.5 | – | 2.5↓ / – / 30 | – | – |" in text
+
+
+def test_fresh_problems_stand_apart(engine, tmp_path):
+    assert engine_tables.on_fresh_problems() == engine_tables.NOTHING
+    rows = (cell("silent:1200", "raas", 288, 30), cell("silent:1200", "window", 288, 3))
+    (tmp_path / "accuracy_fresh.jsonl").write_text(as_lines(rows))
+    text = engine_tables.on_fresh_problems()
+    assert "| 1,200, 1/4: L = 288 | – | – | 75↑ / 7.5 | – | – |" in text
 
 
 def test_variants_stand_beside_the_rules_and_the_controls(engine):
