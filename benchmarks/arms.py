@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,14 +55,12 @@ class Arm:
         Raises:
             RuntimeError: it did not start, or its plugin is not as the arm wants it.
         """
-        with ThreadPoolExecutor(1) as pool:
-            seen = pool.submit(loads_plugin, self.server.environment)
-            self.server.start()
-            loaded = seen.result()
+        self.server.start()
+        loaded = loads_plugin(self.server)
         if loaded is not self.has_plugin:
             raise RuntimeError(
                 f"arm {self.name} must run {'with' if self.has_plugin else 'without'} the plugin, "
-                f"but SGLang's loader {'loads' if loaded else 'does not load'} it; "
+                f"but the server {'has' if loaded else 'does not have'} it; "
                 "install the plugin, and leave SGLANG_PLUGINS unset"
             )
 
@@ -133,20 +129,20 @@ def started(arms: Sequence[Arm], progress: Callable[[str], None]) -> Iterator[No
             arm.server.stop()
 
 
-def loads_plugin(environment: dict[str, str]) -> bool:
-    """Whether SGLang's own loader, in the server's environment, imports the plugin.
+def loads_plugin(server: LocalServer) -> bool:
+    """Whether a running server has the plugin, which alone refuses a policy that there is not.
 
-    The server's log cannot tell: it loads plugins before it sets up logging.
+    Raises:
+        RuntimeError: it answered neither as SGLang nor as the plugin does.
     """
-    program = (
-        "import sys; from sglang.srt.plugins import load_plugins; load_plugins(); "
-        "print('raas_patches.plugin' in sys.modules)"
-    )
-    command = [sys.executable, "-c", program]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise RuntimeError(f"SGLang's plugin loader must run, got:\n{run.stderr}")
-    return run.stdout.split()[-1] == "True"
+    sampling = {"max_new_tokens": 1, "custom_params": {"kv_policy": "no policy"}}
+    body = {"input_ids": [1], "sampling_params": sampling}
+    response = requests.post(server.url + "/generate", json=body, timeout=600)
+    if response.status_code == 400 and "kv_policy" in response.text:
+        return True
+    if response.status_code == 200:
+        return False
+    raise RuntimeError(f"a token must be answered or its policy refused, got {response.text}")
 
 
 def _has_head_dim(model_path: Path) -> bool:

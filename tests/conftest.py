@@ -65,7 +65,7 @@ def server() -> Iterator[LocalServer]:
 def plain_server() -> Iterator[LocalServer]:
     """SGLang without RaaS: what greedy output must be identical to."""
     with start_server("--max-total-tokens", "20000", SGLANG_PLUGINS="qwen2_head_dim") as running:
-        assert not loads_plugin(running.environment)
+        assert not loads_plugin(running)
         yield running
 
 

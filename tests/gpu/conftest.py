@@ -91,7 +91,7 @@ def _running(fleet: Fleet, name: str) -> Iterator[LocalServer]:
 def plain_server(fleet) -> Iterator[LocalServer]:
     """SGLang without RaaS, with the attention kernels that RaaS uses."""
     for running in _running(fleet, "plain_server"):
-        assert not loads_plugin(running.environment)
+        assert not loads_plugin(running)
         yield running
 
 
