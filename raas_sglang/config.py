@@ -121,6 +121,11 @@ class RaasConfig:
         _check_interval("--kv-trace-interval", self.kv_trace_interval)
 
     @property
+    def evicts(self) -> bool:
+        """Whether requests that name no policy give tokens up."""
+        return self.kv_policy != "dense"
+
+    @property
     def page_size(self) -> int:
         """Tokens of an eviction page."""
         assert self.kv_eviction_page_size is not None, "set by __post_init__"

@@ -33,6 +33,11 @@ class StateShape(NamedTuple):
     head_dim: int
     dtype: torch.dtype
 
+    @property
+    def token_bytes(self) -> int:
+        """Memory of a token's keys and values on this rank."""
+        return 2 * self.layers * self.heads * self.head_dim * self.dtype.itemsize
+
 
 class EvictionState:
     """Owns the timestamps, recent queries and request tables on the device.

@@ -16,6 +16,7 @@ from sglang.srt.runtime_context import get_parallel, get_schedule
 
 from raas_patches.active import attach_request_slots, request_slots_of, required_config
 from raas_patches.seam import Seam
+from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.state import EvictionState, StateShape
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of the memory for the KV cache, where the user did not say how many requests may run at once.
+# Of the memory for the KV cache, where eviction is the exception.
 _STATE_SHARE = 0.02
+# SGLang runs no more requests unless it is told to.
+_MOST_REQUESTS = 4096
 
 
 def config_from_budget(
@@ -37,8 +40,9 @@ def config_from_budget(
     cap_tokens: int | None = None,
 ) -> "MemoryPoolConfig":
     """Around `config_from_budget`: the eviction state comes off the memory of the pool."""
-    slot_bytes = EvictionState.bytes_per_slot(required_config(self.server_args), _shape(self))
-    slots = _max_num_reqs(self) or max(1, int(_STATE_SHARE * budget_bytes / slot_bytes) - 1)
+    config, shape = required_config(self.server_args), _shape(self)
+    slot_bytes = EvictionState.bytes_per_slot(config, shape)
+    slots = _max_num_reqs(self) or request_slots(config, shape, budget_bytes)
     state_bytes = (slots + 1) * slot_bytes
     if state_bytes > budget_bytes / 2:
         raise ValueError(
@@ -57,6 +61,26 @@ def config_from_budget(
         "" if _max_num_reqs(self) else "; --max-running-requests allows for more",
     )
     return original(self, budget_bytes - state_bytes, cap_tokens=cap_tokens)
+
+
+def request_slots(config: RaasConfig, shape: StateShape, budget_bytes: int) -> int:
+    """Requests that there is eviction state for, where the user did not say how many may run.
+
+    With a server policy that evicts: as many as hold a full budget each, for no more could.
+    Otherwise what a small share of the memory pays for, since most requests will need none.
+
+    Args:
+        config: The server's settings.
+        shape: The model's part of the state's size.
+        budget_bytes: Memory for KV cache and state.
+    """
+    slot_bytes = EvictionState.bytes_per_slot(config, shape)
+    if config.evicts:
+        full_bytes = slot_bytes + config.max_budget * shape.token_bytes
+        slots = min(budget_bytes // full_bytes, _MOST_REQUESTS)
+    else:
+        slots = int(_STATE_SHARE * budget_bytes / slot_bytes)
+    return max(1, slots - 1)
 
 
 def resolve_max_num_reqs(
