@@ -65,7 +65,7 @@ async def ask(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[st
         "model": "default",
         "messages": [{"role": "user", "content": cell.task.prompt(index)}],
         "seed": index,
-        "custom_params": custom_params(cell),
+        "custom_params": _custom_params(cell),
         **cell.task.sampling,
     }
     async with session.post("/v1/chat/completions", json=body) as response:
@@ -77,10 +77,14 @@ async def ask(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[st
     return sample_of(cell, index, text, tokens, choice["finish_reason"], report)
 
 
-def custom_params(cell: Cell) -> dict[str, Any]:
-    """What a request says of its cell."""
-    budget = {} if cell.budget is None else {"kv_budget": cell.budget}
-    return {"kv_policy": cell.method.policy, **budget}
+def generate_body(cell: Cell, index: int) -> dict[str, Any]:
+    """The request for `/generate` of one generated problem, greedy."""
+    sampling = {
+        "temperature": 0,
+        "max_new_tokens": cell.task.sampling["max_completion_tokens"],
+        "custom_params": _custom_params(cell),
+    }
+    return {"text": cell.task.prompt(index), "sampling_params": sampling}
 
 
 async def raise_if_refused(cell: Cell, response: aiohttp.ClientResponse) -> None:
@@ -111,6 +115,11 @@ def sample_of(
 def count_missing(cells: Sequence[Cell], file: SampleFile) -> int:
     """Samples that are still to be asked."""
     return sum(1 for _ in _missing(cells, file))
+
+
+def _custom_params(cell: Cell) -> dict[str, Any]:
+    budget = {} if cell.budget is None else {"kv_budget": cell.budget}
+    return {"kv_policy": cell.method.policy, **budget}
 
 
 def _missing(cells: Sequence[Cell], file: SampleFile) -> Iterator[tuple[Cell, int]]:

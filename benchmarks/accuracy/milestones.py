@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import requests
 
 import stored
+from accuracy.ask import generate_body
 from accuracy.grid import Cell, add_grid_flags, cells_of
 from accuracy.lifetime import Lifetime, as_row, lifetimes, of_row
 from accuracy.server import make_server
@@ -100,13 +101,7 @@ def watch(server: LocalServer, cell: Cell, endpoint: str) -> Seen:
 
 
 def _ask(server: LocalServer, cell: Cell) -> dict[str, Any]:
-    params = {
-        "temperature": 0,
-        "max_new_tokens": cell.task.sampling["max_completion_tokens"],
-        "custom_params": {"kv_policy": cell.method.policy, "kv_budget": cell.budget},
-    }
-    body = {"text": cell.task.prompt(0), "sampling_params": params}
-    response = requests.post(server.url + "/generate", json=body, timeout=1800)
+    response = requests.post(server.url + "/generate", json=generate_body(cell, 0), timeout=1800)
     response.raise_for_status()
     return dict(response.json())
 

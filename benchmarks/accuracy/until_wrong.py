@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from accuracy.ask import custom_params, raise_if_refused, sample_of
+from accuracy.ask import generate_body, raise_if_refused, sample_of
 from accuracy.grid import Cell
 from accuracy.task import ReasonerTask
 
@@ -31,13 +31,8 @@ async def ask_until_wrong(session: aiohttp.ClientSession, cell: Cell, index: int
             f"--until-wrong must be asked of generated problems, got {task.name}; leave it out"
         )
     chain = task.problem(index).chain.split()
-    sampling = {
-        "temperature": 0,
-        "max_new_tokens": task.sampling["max_completion_tokens"],
-        "stream_interval": CHUNK_TOKENS,
-        "custom_params": custom_params(cell),
-    }
-    body = {"text": task.prompt(index), "sampling_params": sampling, "stream": True}
+    body = generate_body(cell, index) | {"stream": True}
+    body["sampling_params"]["stream_interval"] = CHUNK_TOKENS
     answer: dict[str, Any] = {}
     async with session.post("/generate", json=body) as response:
         await raise_if_refused(cell, response)
