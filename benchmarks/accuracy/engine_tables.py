@@ -96,9 +96,14 @@ def told_below() -> str:
 
 
 def endings() -> str:
-    """At a quarter of the chain: mean tokens of an output, and how many have no answer."""
+    """At a quarter of the chain: mean tokens of an output, and how many have no answer.
+
+    Neither is known of chains that were asked until they were wrong.
+    """
 
     def cell(row: Row, _: Group) -> str:
+        if row["unanswered"] is None:
+            return ABSENT
         return f"{row['tokens_mean']:,.0f} ({100 * row['unanswered'] / row['n']:.0f})"
 
     return _per_length(engine_rows(), METHODS, SHARES[-1:], cell)

@@ -1,18 +1,21 @@
 """Draws accuracy over budget: ``python -m accuracy.plot --out ../docs/plots``, from stored rows.
 
-One picture for each length, one panel for each regime, one line for each method. A picture carries
-the numbers that it shows, so that a test can hold it to the rows.
+One picture for each length, one column for each regime, one line for each method: what is solved,
+how many outputs have no answer, and how long they are. The last two are not known of chains that
+were asked until they were wrong. A picture carries the numbers that it shows, so that a test can
+hold it to the rows.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accuracy.comparison import by_length, share
 from accuracy.engine_tables import engine_rows
 from accuracy.summary import Row, read_rows
 
+Measure = Callable[[Row], float | None]
 # What is drawn, with its name and colour; other methods stand in the tables alone.
 METHODS = {
     "dense": ("dense", "#888888"),
@@ -51,12 +54,13 @@ def pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def data(rows: Sequence[Row]) -> str:
     """Returns all that a picture shows, as text; equal texts are equal pictures."""
-    shown = [[r[name] for name in ("task", "method", "budget", "n", "right")] for r in rows]
+    names = ("task", "method", "budget", "n", "right", "unanswered", "tokens_mean")
+    shown = [[row[name] for name in names] for row in rows]
     return json.dumps(shown, separators=(",", ":"))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draws the tasks of one length, one panel each."""
+    """Draws the tasks of one length, one column each."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -65,20 +69,18 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = pyplot.subplots(
-        *(1, len(tasks)), figsize=(3.2 * len(tasks), 3.4), sharey=True, squeeze=False
+        *(len(MEASURES), len(tasks)),
+        figsize=(3.2 * len(tasks), 2.6 * len(MEASURES)),
+        sharey="row",
+        squeeze=False,
     )
-    for panel, task in zip(panels[0], tasks, strict=True):
-        for method, (name, colour) in METHODS.items():
-            chosen = [r for r in rows if (r["task"], r["method"]) == (task, method)]
-            if method == "dense" and chosen:
-                panel.axhline(share(chosen[-1]), color=colour, linestyle="--", label=name)
-            elif chosen:
-                _line(panel, chosen, name, colour)
-        panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panel.set(title=task, xlabel="budget L, tokens", ylim=(-3, 103))
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("whole chain right, %")
+    for across, (title, measure) in zip(panels, MEASURES.items(), strict=True):
+        for panel, task in zip(across, tasks, strict=True):
+            _fill(panel, [row for row in rows if row["task"] == task], measure)
+        across[0].set_ylabel(title)
+    for top, bottom, task in zip(panels[0], panels[-1], tasks, strict=True):
+        top.set(title=task, ylim=(-3, 103))
+        bottom.set_xlabel("budget L, tokens")
     handles = {h.get_label(): h for p in panels[0] for h in p.get_legend_handles_labels()[0]}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.set_layout_engine("constrained")
@@ -87,12 +89,40 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _line(panel, rows: Sequence[Row], name: str, colour: str) -> None:
-    rows = sorted(rows, key=lambda row: row["budget"])
-    budgets = [row["budget"] for row in rows]
-    low, high = ([100 * row["wilson95"][end] for row in rows] for end in (0, 1))
-    panel.fill_between(budgets, low, high, color=colour, alpha=0.15, linewidth=0)
-    panel.plot(budgets, [share(row) for row in rows], "-o", color=colour, label=name, markersize=3)
+def _fill(panel, rows: Sequence[Row], measure: Measure) -> None:
+    """Draws one measure of one task."""
+    for method, (name, colour) in METHODS.items():
+        found = [row for row in rows if row["method"] == method and measure(row) is not None]
+        if not found:
+            continue
+        if method == "dense":
+            panel.axhline(measure(found[-1]), color=colour, linestyle="--", label=name)
+            continue
+        found.sort(key=lambda row: row["budget"])
+        budgets = [row["budget"] for row in found]
+        values = [measure(row) for row in found]
+        panel.plot(budgets, values, "-o", color=colour, label=name, markersize=3)
+        if measure is share:
+            low, high = ([100 * row["wilson95"][end] for row in found] for end in (0, 1))
+            panel.fill_between(budgets, low, high, color=colour, alpha=0.15, linewidth=0)
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.grid(alpha=0.3)
+
+
+def _unanswered(row: Row) -> float | None:
+    return None if row["unanswered"] is None else 100 * row["unanswered"] / row["n"]
+
+
+def _tokens(row: Row) -> float | None:
+    return row["tokens_mean"]
+
+
+MEASURES: dict[str, Measure] = {
+    "whole chain right, %": share,
+    "without an answer, %": _unanswered,
+    "output, tokens": _tokens,
+}
 
 
 if __name__ == "__main__":

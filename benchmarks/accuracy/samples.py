@@ -10,6 +10,7 @@ from typing import Any
 from rows import device, versions
 
 Key = tuple[str, str, int | None]  # task, method, budget
+WRONG = "wrong"  # how a chain ended that was not asked to its end
 
 
 class SampleFile:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from accuracy.samples import Key, key_of, read_runs, read_samples
+from accuracy.samples import WRONG, Key, key_of, read_runs, read_samples
 from accuracy.significance import wilson
 
 Row = dict[str, Any]
@@ -60,6 +60,9 @@ def read_rows(path: Path) -> list[Row]:
 def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     """Returns the numbers of one cell.
 
+    Where a chain was asked until it was wrong, it is not known how it would have ended, nor how
+    long it would have become: these numbers are None then.
+
     Args:
         key: Task, method, budget.
         found: Its samples by problem.
@@ -67,6 +70,7 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     task, method, budget = key
     samples = [found[index] for index in sorted(found)]
     right = sum(sample["right"] for sample in samples)
+    is_whole = all(sample["finish"] != WRONG for sample in samples)
     return {
         "task": task,
         "method": method,
@@ -74,10 +78,7 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
         "n": len(samples),
         "right": right,
         "wilson95": [round(x, 4) for x in wilson(right, len(samples))],
-        "answer_right": sum(sample["answer_right"] for sample in samples),
-        "unanswered": sum(not sample["answered"] for sample in samples),
-        "unfinished": sum(sample["finish"] != "stop" for sample in samples),
-        **{f"{name}_mean": _mean(samples, name) for name in _MEANS},
+        **(_endings(samples) if is_whole else dict.fromkeys(_ENDINGS)),
         "asked": to_hex(index in found for index in range(max(found) + 1)),
         "solved": to_hex(
             index in found and found[index]["right"] for index in range(max(found) + 1)
@@ -85,7 +86,18 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     }
 
 
+_COUNTS = ("answer_right", "unanswered", "unfinished")
 _MEANS = ("tokens", "logical_tokens", "resident_tokens", "evicted_tokens")
+_ENDINGS = (*_COUNTS, *(f"{name}_mean" for name in _MEANS))
+
+
+def _endings(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    counts = (
+        sum(sample["answer_right"] for sample in samples),
+        sum(not sample["answered"] for sample in samples),
+        sum(sample["finish"] != "stop" for sample in samples),
+    )
+    return dict(zip(_ENDINGS, (*counts, *(_mean(samples, name) for name in _MEANS)), strict=True))
 
 
 def _mean(samples: list[dict[str, Any]], name: str) -> float:

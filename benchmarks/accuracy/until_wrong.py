@@ -12,10 +12,10 @@ import aiohttp
 
 from accuracy.ask import generate_body, raise_if_refused, sample_of
 from accuracy.grid import Cell
+from accuracy.samples import WRONG
 from accuracy.task import ReasonerTask
 
 CHUNK_TOKENS = 64  # of one message
-WRONG = "wrong"  # how a chain ended that was not asked to its end
 
 
 async def ask_until_wrong(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[str, Any]:

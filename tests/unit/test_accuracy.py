@@ -10,7 +10,7 @@ from accuracy import comparison, engine_tables, offline_tables, plot, tables
 from accuracy.ask import count_missing
 from accuracy.dataset import INSTRUCTION, DatasetTask, grade
 from accuracy.grid import Cell, Method, budget_tokens, make_cells, read_grid
-from accuracy.samples import SampleFile, read_samples
+from accuracy.samples import WRONG, SampleFile, read_samples
 from accuracy.server import by_server
 from accuracy.significance import mcnemar, wilson
 from accuracy.summary import cell_row, main, problems, read_rows
@@ -209,6 +209,16 @@ def test_problems_that_were_not_asked_are_not_failures():
     assert problems(few, "asked") == problems(few, "solved") == {1, 5}
     all_wrong = cell_row(("t", "window", 64), {i: sample(i, right=False) for i in range(6)})
     assert comparison.compare(few, all_wrong) == (2, 0, 0.5)
+
+
+def test_how_a_chain_ends_is_not_known_where_it_was_not_asked_to_its_end():
+    found = {0: sample(0), 1: sample(1, right=False) | {"finish": WRONG}}
+    row = cell_row(("milestone:150", "raas", 64), found)
+    assert (row["n"], row["right"]) == (2, 1)
+    assert row["unanswered"] is row["unfinished"] is row["tokens_mean"] is None
+    whole = cell_row(("milestone:150", "raas", 64), {0: sample(0)})
+    assert whole["unanswered"] == 0
+    assert whole["tokens_mean"] > 0
 
 
 def test_tables_mark_what_differs_from_dense(rows):
