@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+# Bytes; kernels are compiled for caches that begin at multiples of it.
+ALIGNMENT = 16
+
 
 class Policy(IntEnum):
     """What a request gives up when its budget is full; the values are known to the kernels."""
@@ -131,8 +134,17 @@ class KeyCaches(NamedTuple):
 
     @classmethod
     def of(cls, layers: list[torch.Tensor]) -> "KeyCaches":
-        """Notes where caches begin that stay where they are."""
+        """Notes where caches begin that stay where they are.
+
+        Raises:
+            ValueError: one begins where a vector of keys cannot be read at once.
+        """
         pointers = [cache.data_ptr() for cache in layers]
+        if any(pointer % ALIGNMENT for pointer in pointers):
+            raise ValueError(
+                f"key caches must begin at multiples of {ALIGNMENT} bytes, got {pointers}; "
+                "allocate each by itself"
+            )
         return cls(layers, torch.tensor(pointers, dtype=torch.int64, device=layers[0].device))
 
 

@@ -4,14 +4,16 @@ Quest's bound of q·k over a page, ``sum_d max(q * low, q * high)``, is two matr
 ``low <= high``: ``high @ max(q, 0) + low @ min(q, 0)``. The products of 16-bit numbers are exact in
 float32, which they are summed in. Minimum and maximum are taken from the key cache itself, so pages
 of any size cost no memory, and all queries that came while a page was filled are scored at once, so
-the cache is read once for them: ``L`` keys of each head and layer, for a row that is due. One
-program per few tiles of pages, KV head, row and layer; of a row that is not due it ends at once.
+the cache is read once for them: ``L`` keys of each head and layer, for a row that is due. That read
+is the cost. One program per some tiles of pages, KV head, row and layer; the queries of all steps
+are the columns of one product. Of a row that is not due it ends at once.
 """
 
 import triton
 import triton.language as tl
 
 from raas_kernels.layout import (
+    ALIGNMENT,
     DecodeBatch,
     EvictionBuffers,
     KeyCaches,
@@ -20,9 +22,12 @@ from raas_kernels.layout import (
 )
 from raas_kernels.select import RAAS
 
-TILE_PAGES = 32
+_TILE_PAGES = 64
 # Of a program. Programs that find nothing to do cost time too, so there should not be too many.
-_PROGRAM_TOKENS = 512
+_PROGRAM_TOKENS = 1024
+# Queries of a matrix product; what one column block of the scores holds in registers.
+_COLUMNS = 64
+_ALIGNMENT = tl.constexpr(ALIGNMENT)
 
 
 def score_pages(
@@ -62,9 +67,10 @@ def score_pages(
                 f"{name} must be contiguous {shape}, got {tuple(tensor.shape)} "
                 f"with strides {tensor.stride()}"
             )
-    group = query_heads // heads
-    tile = min(TILE_PAGES, max(16, triton.next_power_of_2(num_pages)))
+    tile = min(_TILE_PAGES, max(16, triton.next_power_of_2(num_pages)))
     tiles = max(1, _PROGRAM_TOKENS // (tile * options.page_size))
+    group = query_heads // heads
+    members = max(triton.next_power_of_2(group), 16 // steps)
     _score_pages_kernel[(triton.cdiv(num_pages, tile * tiles) * heads, rows, layers)](
         buffers.queries,
         keys.pointers,
@@ -83,7 +89,8 @@ def score_pages(
         cache.stride(0),
         HEADS=heads,
         GROUP=group,
-        BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
+        BLOCK_GROUP=members,
+        BLOCK_STEPS=min(steps, max(1, _COLUMNS // members)),
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_PAGES=tile,
@@ -116,6 +123,7 @@ def _score_pages_kernel(
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
+    BLOCK_STEPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_PAGES: tl.constexpr,
@@ -134,16 +142,28 @@ def _score_pages_kernel(
     count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
     if (policy != RAAS) | ((step + 1) % SCORED_STEPS != 0) | (first >= count):
         return
-    # Only the type of this pointer is used: the layers' caches are tensors of their own.
+    # Only the type of this pointer is used: the layers' caches are tensors of their own. That they
+    # are aligned cannot be seen, and without it keys would be loaded one number at a time.
     key_type = key_cache_ptr.dtype.element_ty
     cache = tl.load(pointers_ptr + layer).to(tl.pointer_type(key_type))
+    cache = tl.multiple_of(cache, _ALIGNMENT)
     factor_type = tl.float32 if WIDE else key_type
     tokens = kv_indices_ptr + tl.load(kv_indptr_ptr + row).to(tl.int64) + prompt_len
     slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
-    dims, members = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_GROUP)
-    inside, asked = dims < HEAD_DIM, members < GROUP
-    asked_dims = asked[:, None] & inside[None, :]
+    dims, columns = tl.arange(0, BLOCK_DIM), tl.arange(0, BLOCK_STEPS * BLOCK_GROUP)
+    inside, members = dims < HEAD_DIM, columns % BLOCK_GROUP
+    asked = members < GROUP
     of_head = head * HEAD_DIM + dims[None, :]
+    # Queries of a block of steps, one in each column.
+    of_step = ((layer * num_slots + slot) * SCORED_STEPS + columns // BLOCK_GROUP) * HEADS + head
+    of_query = (of_step * GROUP + members)[None, :] * HEAD_DIM + dims[:, None]
+    of_query = queries_ptr + of_query
+    asked_dims = asked[None, :] & inside[:, None]
+    steps = tl.arange(0, BLOCK_STEPS)
+    of_scores = ((layer * max_rows + row) * SCORED_STEPS + steps) * HEADS + head
+    of_scores = page_scores_ptr + of_scores[None, :] * num_pages
+    if BLOCK_STEPS == SCORED_STEPS:
+        above, below = _by_sign(tl.load(of_query, mask=asked_dims, other=0.0), factor_type)
     for tile in range(TILES):
         pages = first + tile * BLOCK_PAGES + tl.arange(0, BLOCK_PAGES)
         present = pages < count
@@ -157,16 +177,22 @@ def _score_pages_kernel(
             low = tl.minimum(low, key.to(tl.float32))
             high = tl.maximum(high, key.to(tl.float32))
         low, high = low.to(factor_type), high.to(factor_type)
-        for place in range(SCORED_STEPS):
-            of_step = ((layer * num_slots + slot) * SCORED_STEPS + place) * HEADS + head
-            query = (of_step * GROUP + members[:, None]) * HEAD_DIM + dims[None, :]
-            query = tl.load(queries_ptr + query, mask=asked_dims, other=0.0)
-            query = query.to(tl.float32)
-            above = tl.maximum(query, 0.0).to(factor_type)
-            below = tl.minimum(query, 0.0).to(factor_type)
-            scores = tl.dot(high, tl.trans(above), input_precision="ieee")
-            scores = tl.dot(low, tl.trans(below), scores, input_precision="ieee")
+        for begin in range(0, SCORED_STEPS, BLOCK_STEPS):
+            if BLOCK_STEPS != SCORED_STEPS:
+                query = tl.load(
+                    of_query + begin * HEADS * GROUP * HEAD_DIM, mask=asked_dims, other=0.0
+                )
+                above, below = _by_sign(query, factor_type)
+            scores = tl.dot(high, above, input_precision="ieee")
+            scores = tl.dot(low, below, scores, input_precision="ieee")
             scores = tl.where(asked[None, :], scores, float("-inf"))
-            here = ((layer * max_rows + row) * SCORED_STEPS + place) * HEADS + head
-            best = tl.max(scores, axis=1)
-            tl.store(page_scores_ptr + here * num_pages + pages, best, mask=present)
+            scores = tl.reshape(scores, (BLOCK_PAGES, BLOCK_STEPS, BLOCK_GROUP))
+            here = of_scores + begin * HEADS * num_pages + pages[:, None]
+            tl.store(here, tl.max(scores, axis=2), mask=present[:, None])
+
+
+@triton.jit
+def _by_sign(query, factor_type: tl.constexpr):
+    """Splits queries into what is multiplied with a page's maximum, and with its minimum."""
+    query = query.to(tl.float32)
+    return tl.maximum(query, 0.0).to(factor_type), tl.minimum(query, 0.0).to(factor_type)

@@ -35,12 +35,13 @@ class Rows:
         self.generator = torch.Generator().manual_seed(rest.get("seed", 0))
         self.dtype, self.dim, self.pages = dtype, dim, pages
         self.layers, self.heads, self.group = rest.get("layers", 2), heads, group
-        self.scored_steps = rest.get("scored_steps", PAGE)
+        self.page = rest.get("page", PAGE)
+        self.scored_steps = rest.get("scored_steps", self.page)
         self.slots = 1 + torch.randperm(rows, generator=self.generator)
         self.prompt = torch.randint(1, 40, (rows,), generator=self.generator)
         budgets = torch.randint(1, pages + 1, (rows,), generator=self.generator)
         budgets[:1] = pages
-        self.budgets = budgets * PAGE
+        self.budgets = budgets * self.page
         self.policies = torch.tensor([int(POLICIES[i % len(POLICIES)]) for i in range(rows)])
         self.stamped = (budgets // 2).clamp(min=1)
         # Enough depth for all to saturate, and one request that begins with its first token.
@@ -50,7 +51,7 @@ class Rows:
         # Some were interrupted lately.
         self.first_steps = (self.step - self.integers((rows,), 0, 30)).clamp(min=0)
         self.padded = rest.get("padded", 0)
-        width = 40 + pages * PAGE
+        width = 40 + pages * self.page
         self.total = 1 + rows * width
         order = 1 + torch.randperm(rows * width, generator=self.generator)
         self.kv_slots = order.view(rows, width)
@@ -59,15 +60,15 @@ class Rows:
         """State as after a random past: key cache, value cache, eviction and step buffers."""
         rows = len(self.slots)
         shape = (self.layers, rows + 1, self.heads, self.pages)
-        births = torch.rand(shape, generator=self.generator).argsort(-1).int() * PAGE
+        births = torch.rand(shape, generator=self.generator).argsort(-1).int() * self.page
         current = self.integers(shape[:3], 0, self.pages)
         for slot, step, budget in zip(self.slots, self.step, self.budgets, strict=True):
             # A page of the budget; while a request grows it follows from the step.
-            current[:, slot] %= budget // PAGE
+            current[:, slot] %= budget // self.page
             if step < budget:
-                current[:, slot] = step // PAGE
+                current[:, slot] = step // self.page
         buffers = EvictionBuffers(
-            self.integers(shape, 0, 3 * self.pages * PAGE).int(),
+            self.integers(shape, 0, 3 * self.pages * self.page).int(),
             births,
             self.integers(shape, 0, 999).float(),
             current.int(),
@@ -161,10 +162,11 @@ def assert_same(got, want, rounds=0.0):
 
 def compare(device, *, bound_scores=True, alpha=None, fade=None, floor=0, steps=18, **shape):
     """Runs the kernels on the device, and beside them the torch ops on the CPU."""
-    shape["scored_steps"] = shape.get("scored_steps", PAGE) if bound_scores else 1
+    if not bound_scores:
+        shape["scored_steps"] = 1
     rows = Rows(**shape)
     options = StepOptions(
-        *(PAGE, 2, bound_scores, alpha, rows.scored_steps),
+        *(rows.page, 2, bound_scores, alpha, rows.scored_steps),
         **{"layer_offset": 5, "fade": fade, "floor": floor, "scaling": 1 / 32},
     )
     want = rows.fresh()
@@ -201,6 +203,10 @@ SHAPES = {
     "lrfu": {"bound_scores": False, "fade": 0.5, "floor": 80, "pages": 37},
     "bfloat16": {"dtype": torch.bfloat16, "group": 5},
     "lrfu, bounds": {"fade": 0.5, "floor": 80, "pages": 37},
+    "several tiles in a program": {
+        **{"page": 2, "scored_steps": 4, "pages": 150, "dim": 16, "steps": 5},
+        **{"rows": 3, "group": 7, "dtype": torch.bfloat16, "fade": 0.5, "floor": 80},
+    },
 }
 
 
@@ -323,3 +329,9 @@ def test_tensors_that_the_kernels_cannot_take_are_refused():
         score_pages(wrong, key_caches, batch, buffers, options)
     with pytest.raises(ValueError, match="page_scores must be contiguous"):
         stamp_decode(wrong, batch, buffers, options)
+
+
+def test_key_caches_that_kernels_cannot_read_are_refused():
+    keys = torch.zeros(2, 33, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="must begin at multiples of 16 bytes"):
+        KeyCaches.of([keys[0], keys[1]])
