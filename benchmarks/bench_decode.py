@@ -24,6 +24,8 @@ from model_shapes import model_path_of
 from rows import RowFile, gpu_query
 from token_streams import OutOfTimeError
 
+# Messages by which the first request may be ahead of the last when both are measured.
+SPARE_MESSAGES = 32
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
@@ -146,7 +148,8 @@ def measure_over_length(
     deadline: float,
 ) -> None:
     """Decodes one batch to a logical length and measures on the way."""
-    run = DecodeRun(arm, load, batch, tokens=lengths[-1] - load.prompt)
+    tokens = lengths[-1] - load.prompt + SPARE_MESSAGES * load.interval
+    run = DecodeRun(arm, load, batch, tokens)
     for length in lengths:
         write_length(run, length, length - load.prompt, rounds, rows, config, deadline)
     run.end()
@@ -163,10 +166,10 @@ def measure_prefilled(
     deadline: float,
 ) -> None:
     """The same of an arm that keeps every token: a prompt takes it to the length at once."""
-    tokens = rounds * load.window + 4 * load.interval
+    tokens = rounds * load.stride + 4 * load.interval
     for length in lengths:
         filled = dataclasses.replace(load, prompt=length - tokens)
-        run = DecodeRun(arm, filled, batch, tokens)
+        run = DecodeRun(arm, filled, batch, tokens + SPARE_MESSAGES * load.interval)
         prefilled = {**config, "is_prefilled": True}
         write_length(run, length, tokens, rounds, rows, prefilled, deadline)
         run.end()
@@ -184,17 +187,18 @@ def write_length(
     """Measures the windows before a logical length, where so many tokens are generated."""
     load = run.load
     # A window begins and ends with a message, up to an interval late, and the request goes on.
-    first = tokens - rounds * load.window - 2 * load.interval
-    windows = [run.window_at(first + number * load.window, deadline) for number in range(rounds)]
+    first = tokens - rounds * load.stride - 2 * load.interval
+    windows = [run.window_at(first + number * load.stride, deadline) for number in range(rounds)]
     run.write(f"inter-token latency at {length} logical tokens", windows, rows, config)
     said = f"{run.arm.name}, batch {run.batch}, {length} logical"
     say(f"{said}: {windows[-1].milliseconds:.3f} ms")
 
 
 def logical_lengths(longest: int, load: Workload, rounds: int) -> list[int]:
-    """After saturation, and every power of two up to the longest."""
-    saturated = load.prompt + load.budget + 4 * load.interval + rounds * load.window
-    return [saturated, *(2**n for n in range(40) if saturated < 2**n <= longest)]
+    """After saturation, at every power of two, and at the longest."""
+    saturated = load.prompt + load.budget + 4 * load.interval + rounds * load.stride
+    between = [2**n for n in range(40) if saturated < 2**n < longest]
+    return [saturated, *between, *([longest] if longest > saturated else [])]
 
 
 def note_memory(arms: list[Arm], rows: RowFile, config: dict[str, Any]) -> None:
@@ -217,7 +221,7 @@ def slots_needed(args: argparse.Namespace, load: Workload, is_evicting: bool) ->
     elif is_evicting:
         lengths = [load.budget] * len(args.batches)
     else:
-        lengths = args.logical
+        lengths = [length + SPARE_MESSAGES * load.interval for length in args.logical]
     # A pause that comes late lets a window more through.
     needed = [
         batch * (load.prompt + length + load.window)

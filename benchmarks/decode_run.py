@@ -41,6 +41,11 @@ class Workload:
         """Budget of the check before the timing, in tokens."""
         return min(64, self.budget)
 
+    @property
+    def stride(self) -> int:
+        """Tokens from the begin of a window to that of the next, which waits for a message."""
+        return self.window + self.interval
+
     def config(self) -> dict[str, Any]:
         """What a row says of it."""
         names = ("prompt", "budget", "window", "interval")
@@ -58,15 +63,14 @@ class Workload:
         Raises:
             ValueError: the budget is too small for so many rounds.
         """
-        stride = self.window + self.interval
-        before = self.interval + (rounds - 1) * stride // 2 + self.window // 2
+        before = self.interval + (rounds - 1) * self.stride // 2 + self.window // 2
         first = self.budget + self.interval if is_evicting else self.budget - before
         if first < 1:
             raise ValueError(
                 f"--kv-budget must be above {before} for {rounds} rounds, got {self.budget}; "
                 "use fewer rounds or a smaller --window"
             )
-        return first, first + rounds * stride + 2 * self.interval
+        return first, first + rounds * self.stride + 2 * self.interval
 
 
 def random_prompts(model_path: Path, seed: int, lengths: Sequence[int]) -> list[list[int]]:
@@ -130,10 +134,14 @@ class DecodeRun:
         self._check()
 
     def window_at(self, first: int, deadline: float) -> Window:
-        """The window that begins with each request's message at a token or after."""
+        """The window that begins with each request's next message once all are at a token.
+
+        Requests that came first are ahead of the others, and all must run while it is timed.
+        """
         self.advance(first, deadline)
+        begins = [count + 1 for count in self.streams.counts()]
         self._mark = self.arm.log_size()
-        window = self.streams.wait_window([first] * self.batch, self.load.window, deadline)
+        window = self.streams.wait_window(begins, self.load.window, deadline)
         self._check()
         return window
 

@@ -9,8 +9,9 @@ it answered alone. An interrupted dense one is computed again in larger pieces, 
 differently; it must still be the right chain. Anything else is a wrong answer. SGLang's strict
 memory checks are on all the time and end the server at the first slot that is lost.
 
-How fast that is depends on the host, which is no more equal to itself after ten minutes. So in the
-end a fresh server is started beside the old one, and both answer the catalogue in turns.
+How fast that is depends on the host, which is not equal to itself for ten minutes, nor from one
+minute to the next. So in the end a fresh server is started beside the old one, and as many clients
+ask both for the catalogue at the same time: whatever slows one down slows down the other.
 """
 
 import argparse
@@ -22,8 +23,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, pairwise
 from typing import Any
 
 import requests
@@ -37,7 +41,8 @@ from rows import RowFile
 
 TIMEOUT_S = 600
 SPARE_S = 90.0  # for a fresh server and the end of both
-TURN_S = 8.0  # of one arm, about
+STRETCH_S = 6.0  # that two servers are compared in
+WARM_UP_STRETCHES = 2  # all clients begin at once and have to spread first
 DISCONNECTED, ABORTED = 0.1, 0.1  # shares of the requests
 STREAM_INTERVAL = 8  # tokens in one message
 TENTHS = 10
@@ -46,8 +51,7 @@ WARM_UP = 0.05  # of the time: the clients begin together and have to spread fir
 EXPECTED_TOKENS = "16"
 QUICK = {
     "minutes": 1.0,
-    "rounds": 1,
-    "passes": 1,
+    "stretches": 3,
     "clients": 6,
     "lines": [5, 8],
     "budgets": [32, 160],
@@ -107,7 +111,7 @@ class Dealer:
 def main() -> int:
     args = parse_args()
     deadline, rows = begin_run(args)
-    latest = deadline - 2 * (args.rounds + 1) * TURN_S - SPARE_S
+    latest = deadline - (args.stretches + WARM_UP_STRETCHES) * STRETCH_S - SPARE_S
     catalogue = make_catalogue(args.lines, args.budgets, args.seed)
     arm, fresh = new_arm(args), new_arm(args)
     with started([arm], say):
@@ -115,7 +119,7 @@ def main() -> int:
         begin = time.monotonic()
         end = min(begin + 60 * args.minutes, latest)
         try:
-            outcomes = run_crowd(arm, Dealer(catalogue, args.seed, end), args.clients)
+            outcomes = run_crowd(arm, Dealer(catalogue, args.seed, end).deal, args.clients)
         except Exception:
             say(arm.server.log_end(60))
             raise
@@ -127,12 +131,12 @@ def main() -> int:
             "seconds": round(end - begin),
             "flags": arm.flags,
         }
-        # Stored before the turns begin, which may be cut off.
+        # Stored before the comparison, which may be cut off.
         span = (begin + WARM_UP * (end - begin), end)
         broken = write(outcomes, arm.server.used_tokens(), span, rows, config)
         with started([fresh], say):
-            speeds = run_turns([arm, fresh], catalogue, args)
-        write_turns(speeds, rows, config)
+            speeds = run_beside([arm, fresh], catalogue, args)
+        write_beside(speeds, rows, config)
         is_alive = arm.server.is_alive()
     if not is_alive:
         broken.append("the server must live to the end")
@@ -157,12 +161,14 @@ def run_alone(arm: Arm, catalogue: list[Entry]) -> dict[str, int]:
     return counts
 
 
-def run_crowd(arm: Arm, dealer: Dealer, clients: int) -> list[Outcome]:
-    """Lets clients ask until the dealer stops, and waits for every answer."""
+def run_crowd(
+    arm: Arm, deal: Callable[[], tuple[int, Entry, str, float] | None], clients: int
+) -> list[Outcome]:
+    """Lets clients ask until they are dealt nothing, and waits for every answer."""
 
     def client() -> list[Outcome]:
         outcomes = []
-        while (dealt := dealer.deal()) is not None:
+        while (dealt := deal()) is not None:
             outcomes.append(ask(arm, *dealt))
         return outcomes
 
@@ -171,39 +177,37 @@ def run_crowd(arm: Arm, dealer: Dealer, clients: int) -> list[Outcome]:
         return [outcome for future in futures for outcome in future.result()]
 
 
-def run_turns(
+def run_beside(
     arms: list[Arm], catalogue: list[Entry], args: argparse.Namespace
 ) -> list[list[float]]:
-    """Lets each arm answer the catalogue in turns; returns tokens/s, arm by arm.
+    """Lets clients ask both arms at the same time; returns tokens/s of each stretch, arm by arm.
 
     Raises:
         RuntimeError: an answer is wrong.
     """
-    speeds: list[list[float]] = [[] for _ in arms]
-    for number in range(args.rounds + 1):
-        pairs = list(zip(arms, speeds, strict=True))
-        # Whoever is second finds a warmer host, so they change places.
-        for arm, seen in pairs if number % 2 else reversed(pairs):
-            seen.append(answer_all(arm, catalogue * args.passes, args.clients))
-        say(f"turn {number} of {args.rounds}: {[round(seen[-1]) for seen in speeds]} tokens/s")
-    # The first turns fill the radix tree, and warm up what is fresh.
-    return [seen[1:] for seen in speeds]
-
-
-def answer_all(arm: Arm, entries: list[Entry], clients: int) -> float:
-    """Lets clients ask for all of it, to the end; returns tokens/s."""
-    begin = time.monotonic()
-    with ThreadPoolExecutor(clients) as pool:
-        asked = [
-            pool.submit(ask, arm, number, entry, "finished", 1.0)
-            for number, entry in enumerate(entries)
+    for arm in arms:  # what is fresh fills its radix tree
+        run_crowd(arm, partial(deal_whole, enumerate(catalogue), math.inf), args.clients)
+    begin = time.monotonic() + WARM_UP_STRETCHES * STRETCH_S
+    edges = [begin + number * STRETCH_S for number in range(args.stretches + 1)]
+    with ThreadPoolExecutor(len(arms)) as pool:
+        deals = [partial(deal_whole, enumerate(cycle(catalogue)), edges[-1]) for _ in arms]
+        crowds = [
+            pool.submit(run_crowd, arm, deal, args.clients)
+            for arm, deal in zip(arms, deals, strict=True)
         ]
-        outcomes = [one.result() for one in asked]
-    seconds = time.monotonic() - begin
-    wrong = [outcome.entry.name for outcome in outcomes if outcome.verdict == "wrong"]
+        seen = [crowd.result() for crowd in crowds]
+    wrong = [o.entry.name for outcomes in seen for o in outcomes if o.verdict == "wrong"]
     if wrong:
         raise RuntimeError(f"all answers must be as alone, got others of {wrong}")
-    return sum(outcome.tokens for outcome in outcomes) / seconds
+    return [[throughput(outcomes, *edge) for edge in pairwise(edges)] for outcomes in seen]
+
+
+def deal_whole(
+    entries: Iterator[tuple[int, Entry]], end: float
+) -> tuple[int, Entry, str, float] | None:
+    """Deals one request after the other, each to be asked to its end, until a moment."""
+    dealt = next(entries, None) if time.monotonic() < end else None
+    return dealt and (*dealt, "finished", 1.0)
 
 
 def ask(arm: Arm, number: int, entry: Entry, ending: str, share: float) -> Outcome:
@@ -284,7 +288,7 @@ def write(
     return [promise for promise, kept in promises.items() if not kept]
 
 
-def write_turns(speeds: list[list[float]], rows: RowFile, config: dict[str, Any]) -> None:
+def write_beside(speeds: list[list[float]], rows: RowFile, config: dict[str, Any]) -> None:
     """Stores how fast the old server is beside a fresh one."""
     old, fresh = speeds
     ratios = [ours / theirs for ours, theirs in zip(old, fresh, strict=True)]
@@ -323,8 +327,9 @@ def server_flags(args: argparse.Namespace) -> list[str]:
 def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of the crowd")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each server in the end")
-    parser.add_argument("--passes", type=int, default=2, help="of the catalogue in a turn")
+    parser.add_argument(
+        "--stretches", type=int, default=15, help=f"of {STRETCH_S:g} s beside a fresh server"
+    )
     parser.add_argument("--clients", type=int, default=64, help="requests at the same time")
     parser.add_argument("--lines", type=int, nargs="+", default=[12, 36], help="of the programs")
     parser.add_argument(

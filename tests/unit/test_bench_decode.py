@@ -13,9 +13,10 @@ IN_TURNS = argparse.Namespace(batches=[16, 64], logical=None, rounds=5)
 TO_LENGTHS = argparse.Namespace(batches=[16, 64], logical=[32768, 8192], rounds=5)
 
 
-def test_lengths_are_after_saturation_and_powers_of_two():
-    assert logical_lengths(8192, LOAD, rounds=5) == [1504, 2048, 4096, 8192]
-    assert logical_lengths(1024, LOAD, rounds=5) == [1504]
+def test_lengths_are_after_saturation_powers_of_two_and_the_longest():
+    assert logical_lengths(8192, LOAD, rounds=5) == [1584, 2048, 4096, 8192]
+    assert logical_lengths(1024, LOAD, rounds=5) == [1584]
+    assert logical_lengths(5000, LOAD, rounds=5) == [1584, 2048, 4096, 5000]
 
 
 def test_in_turns_all_arms_have_the_pool_of_a_dense_one():
@@ -25,7 +26,7 @@ def test_in_turns_all_arms_have_the_pool_of_a_dense_one():
 
 
 def test_over_the_length_a_dense_arm_needs_its_longest_texts_and_an_evicting_one_its_budgets():
-    assert slots_needed(TO_LENGTHS, LOAD, is_evicting=False) == 64 * (256 + 8192 + 32) + 4096
+    assert slots_needed(TO_LENGTHS, LOAD, is_evicting=False) == 64 * (256 + 8192 + 512 + 32) + 4096
     assert slots_needed(TO_LENGTHS, LOAD, is_evicting=True) == 64 * (256 + 1024 + 32) + 4096
 
 
