@@ -1,0 +1,151 @@
+"""Every comparison with the default runtime, one after the other on one GPU.
+
+    python benchmarks/campaign.py --out out/campaign     # at most 130 minutes
+
+A step is one benchmark with its arguments. Its rows are appended to the file of its kind in --out,
+and what it said stands in a log beside them. A step that came to its end is noted there, so the
+same command goes on where an interrupted one stopped; --only picks steps. Rows are shown in the
+documents once they are appended to those in benchmarks/results.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from command_line import say
+from rows import commit_of_checkout
+
+FOLDER = Path(__file__).parent
+TOGETHER = "'--server-flags=--chunked-prefill-size 2048'"  # prefills of arms that share a GPU
+
+
+class Step(NamedTuple):
+    """One benchmark.
+
+    Attributes:
+        command: Script and arguments, without the file of rows and the commit.
+        rows: Name of its file of rows, as in benchmarks/results.
+        seconds: After which it is ended, with what it has; None of one that takes a minute.
+    """
+
+    command: str
+    rows: str
+    seconds: int | None
+
+
+STEPS = {
+    "ops": Step("bench_ops.py --shape 7B --budget 1024 --batch 1 64 256 --repeats 5", "ops", None),
+    "decode": Step(
+        f"bench_decode.py --arms default off raas --batches 64 16 1 {TOGETHER}", "decode", 300
+    ),
+    "decode-large": Step(f"bench_decode.py --batches 256 128 {TOGETHER}", "decode", 240),
+    "decode-1.5b": Step(
+        "bench_decode.py --shape qwen2.5-1.5b --arms default off raas --rounds 9 "
+        f"--batches 1 16 64 128 256 {TOGETHER}",
+        "decode",
+        300,
+    ),
+    "length": Step(
+        f"bench_decode.py --batches 16 64 --logical 32768 8192 --prefilled {TOGETHER}",
+        "decode",
+        600,
+    ),
+    "length-1.5b": Step(
+        "bench_decode.py --shape qwen2.5-1.5b --arms raas --batches 1 --logical 130048 --window 64",
+        "decode",
+        480,
+    ),
+    "throughput": Step(
+        "bench_throughput.py --kv-budgets 1024 --outputs 32768 16384 8192 4096 2048 1024",
+        "throughput",
+        1800,
+    ),
+    "throughput-budgets": Step(
+        "bench_throughput.py --arms raas --kv-budgets 512 2048 --outputs 32768 8192",
+        "throughput",
+        480,
+    ),
+    "throughput-whole": Step(
+        "bench_throughput.py --shape qwen2.5-1.5b --arms default raas --outputs 2048 "
+        "--kv-budgets 256 --max-total-tokens 100000 --max-running-requests 192 --full-run",
+        "throughput",
+        420,
+    ),
+    "serving": Step("bench_serving.py", "serving", 720),
+    "prefix": Step(f"bench_prefix.py --rounds 5 {TOGETHER}", "prefix", 360),
+    "profile": Step(f"profile_step.py --batches 64 256 {TOGETHER}", "profile", 240),
+    "long-outputs": Step(
+        "bench_long_outputs.py --server-flags=--context-length=131072", "long_outputs", 720
+    ),
+    "soak": Step("soak.py", "soak", 1200),
+}
+
+
+def main() -> int:
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = [name for name in args.only if not is_done(name, args) and not run(name, args)]
+    for name in failed:
+        say(f"{name} did not come to its end; {log_path(name, args)} says why")
+    return int(bool(failed))
+
+
+def run(name: str, args: argparse.Namespace) -> bool:
+    """Runs one step and says whether it came to its end."""
+    began = time.monotonic()
+    say(f"{name}: {STEPS[name].command}")
+    with log_path(name, args).open("a") as log:
+        code = subprocess.run(
+            [sys.executable, *command(STEPS[name], args.out, args.commit)],
+            cwd=FOLDER.parent,
+            stdout=log,
+            stderr=log,
+            check=False,
+        ).returncode
+    say(f"{name} ended with {code} after {time.monotonic() - began:.0f} s")
+    if code == 0:
+        done_path(name, args).touch()
+    return code == 0
+
+
+def command(step: Step, out: Path, commit: str) -> list[str]:
+    """Python's arguments for a step."""
+    script, *arguments = shlex.split(step.command)
+    limit = ["--seconds", str(step.seconds)] if step.seconds else []
+    rows = ["--commit", commit, "--out", str((out / f"{step.rows}.jsonl").absolute())]
+    return [f"{FOLDER.name}/{script}", *arguments, *limit, *rows]
+
+
+def is_done(name: str, args: argparse.Namespace) -> bool:
+    """Whether a step came to its end before."""
+    return done_path(name, args).exists()
+
+
+def done_path(name: str, args: argparse.Namespace) -> Path:
+    """What notes that a step came to its end."""
+    return Path(args.out / f"{name}.done")
+
+
+def log_path(name: str, args: argparse.Namespace) -> Path:
+    """What a step said."""
+    return Path(args.out / f"{name}.log")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows and logs")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS), help="steps")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    args = parser.parse_args()
+    args.commit = args.commit or commit_of_checkout()
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
