@@ -22,11 +22,10 @@ from raas_kernels.layout import (
 )
 from raas_kernels.select import RAAS
 
-_TILE_PAGES = 64
+_TILE_PAGES = 64  # of 16-bit numbers; of wider ones fewer fit
 # Of a program. Programs that find nothing to do cost time too, so there should not be too many.
 _PROGRAM_TOKENS = 1024
-# Queries of a matrix product; what one column block of the scores holds in registers.
-_COLUMNS = 64
+_COLUMNS = 64  # queries of one product, of 16-bit numbers as well
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
 
 
@@ -67,7 +66,8 @@ def score_pages(
                 f"{name} must be contiguous {shape}, got {tuple(tensor.shape)} "
                 f"with strides {tensor.stride()}"
             )
-    tile = min(_TILE_PAGES, max(16, triton.next_power_of_2(num_pages)))
+    halves = cache.element_size() // 2
+    tile = min(_TILE_PAGES // halves, max(16, triton.next_power_of_2(num_pages)))
     tiles = max(1, _PROGRAM_TOKENS // (tile * options.page_size))
     group = query_heads // heads
     members = max(triton.next_power_of_2(group), 16 // steps)
@@ -90,7 +90,7 @@ def score_pages(
         HEADS=heads,
         GROUP=group,
         BLOCK_GROUP=members,
-        BLOCK_STEPS=min(steps, max(1, _COLUMNS // members)),
+        BLOCK_STEPS=min(steps, max(1, _COLUMNS // halves // members)),
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_PAGES=tile,

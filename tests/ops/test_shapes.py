@@ -1,6 +1,6 @@
 """The kernels against the torch ops over head sizes, head ratios, types and batch shapes.
 
-The torch ops run on the CPU, so that a sanitizer sees little but the kernels:
+Under a sanitizer the torch ops run on the CPU, so that it sees little but the kernels:
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \\
         python3 -m pytest -q -m gpu tests/ops/test_shapes.py \\
@@ -149,7 +149,8 @@ def copied(value, device):
 def assert_same(got, want, rounds=0.0):
     """Equal bit for bit, but for masses, which may differ by the relative error ``rounds``."""
     names = ("keys", "values", *EvictionBuffers._fields, *StepBuffers._fields)
-    flat = [(*state[:2], *state[2], *state[3]) for state in (copied(got, "cpu"), want)]
+    states = copied([got, want], "cpu")
+    flat = [(*state[:2], *state[2], *state[3]) for state in states]
     for name, ours, theirs in zip(names, *flat, strict=True):
         # Slot 0, of KV or of requests, takes whatever padded and saturated rows are told to drop.
         if name in ("keys", "values", "queries"):
@@ -161,7 +162,8 @@ def assert_same(got, want, rounds=0.0):
 
 
 def compare(device, *, bound_scores=True, alpha=None, fade=None, floor=0, steps=18, **shape):
-    """Runs the kernels on the device, and beside them the torch ops on the CPU."""
+    """Runs the kernels on the device, and beside them the torch ops."""
+    beside = "cpu" if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ else device
     if not bound_scores:
         shape["scored_steps"] = 1
     rows = Rows(**shape)
@@ -169,7 +171,7 @@ def compare(device, *, bound_scores=True, alpha=None, fade=None, floor=0, steps=
         *(rows.page, 2, bound_scores, alpha, rows.scored_steps),
         **{"layer_offset": 5, "fade": fade, "floor": floor, "scaling": 1 / 32},
     )
-    want = rows.fresh()
+    want = copied(rows.fresh(), beside)
     got = copied(want, device)
     for _ in range(steps):
         if not bound_scores:
@@ -178,9 +180,9 @@ def compare(device, *, bound_scores=True, alpha=None, fade=None, floor=0, steps=
                 ours, theirs = (getattr(state[3], name) for state in (got, want))
                 theirs.copy_(rows.integers(theirs.shape, 0, 64) / 64.0)
                 ours.copy_(theirs)
-        qkv, batch = rows.qkv(), rows.batch()
-        run_step(torch_ops, want, qkv, batch, options)
-        run_step(implementation(device), got, copied(qkv, device), copied(batch, device), options)
+        inputs = rows.qkv(), rows.batch()
+        run_step(torch_ops, want, *copied(inputs, beside), options)
+        run_step(implementation(device), got, *copied(inputs, device), options)
         rows.step += 1
     assert_same(got, want, rounds=1e-5 if fade is not None and bound_scores else 0.0)
 
