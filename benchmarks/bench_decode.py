@@ -24,8 +24,6 @@ from model_shapes import model_path_of
 from rows import RowFile, gpu_query
 from token_streams import OutOfTimeError
 
-# Messages by which the first request may be ahead of the last when both are measured.
-SPARE_MESSAGES = 32
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
@@ -148,7 +146,7 @@ def measure_over_length(
     deadline: float,
 ) -> None:
     """Decodes one batch to a logical length and measures on the way."""
-    tokens = lengths[-1] - load.prompt + SPARE_MESSAGES * load.interval
+    tokens = lengths[-1] - load.prompt + load.spare
     run = DecodeRun(arm, load, batch, tokens)
     for length in lengths:
         write_length(run, length, length - load.prompt, rounds, rows, config, deadline)
@@ -169,7 +167,7 @@ def measure_prefilled(
     tokens = rounds * load.stride + 4 * load.interval
     for length in lengths:
         filled = dataclasses.replace(load, prompt=length - tokens)
-        run = DecodeRun(arm, filled, batch, tokens + SPARE_MESSAGES * load.interval)
+        run = DecodeRun(arm, filled, batch, tokens + load.spare)
         prefilled = {**config, "is_prefilled": True}
         write_length(run, length, tokens, rounds, rows, prefilled, deadline)
         run.end()
@@ -221,7 +219,7 @@ def slots_needed(args: argparse.Namespace, load: Workload, is_evicting: bool) ->
     elif is_evicting:
         lengths = [load.budget] * len(args.batches)
     else:
-        lengths = [length + SPARE_MESSAGES * load.interval for length in args.logical]
+        lengths = [length + load.spare for length in args.logical]
     # A pause that comes late lets a window more through.
     needed = [
         batch * (load.prompt + length + load.window)

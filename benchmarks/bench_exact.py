@@ -159,18 +159,9 @@ def measure(file: RowFile, config: dict[str, Any], repeats: int, bandwidth: floa
     print(f"            (the keys' bytes again: {again:.2f} us)", flush=True)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Prints a table and appends one JSON line for each row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 128, 256])
-    parser.add_argument("--prompt", type=int, default=256, help="prompt length (tokens)")
-    parser.add_argument("--budget", type=int, default=1024, help="L (tokens)")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commit", help="commit that is measured; asked of git if not given")
-    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
-    args = parser.parse_args(argv)
+    args = parse_args()
     torch.manual_seed(args.seed)
     file = RowFile(args.out, args.seed, args.commit)
     bandwidth = copy_bandwidth()
@@ -180,6 +171,19 @@ def main(argv: list[str] | None = None) -> None:
             config = {"model": model, "batch": batch, "layers": LAYERS}
             config |= {"prompt": args.prompt, "budget": args.budget}
             measure(file, config, args.repeats, bandwidth)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 128, 256])
+    parser.add_argument("--prompt", type=int, default=256, help="prompt length (tokens)")
+    parser.add_argument("--budget", type=int, default=1024, help="L (tokens)")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", help="commit that is measured; asked of git if not given")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines to append to")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

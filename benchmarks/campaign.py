@@ -1,14 +1,15 @@
 """Every comparison with the default runtime, one after the other on one GPU.
 
-    python benchmarks/campaign.py --out out/campaign     # at most 130 minutes
+    python benchmarks/campaign.py --out out/campaign     # at most 140 minutes
 
 A step is one benchmark with its arguments. Its rows are appended to the file of its kind in --out,
-and what it said stands in a log beside them. A step that came to its end is noted there, so the
-same command goes on where an interrupted one stopped; --only picks steps. Rows are shown in the
-documents once they are appended to those in benchmarks/results.
+and what it said stands in a log beside them. A step that came to its end, or used up its time, is
+noted there, so the same command goes on where an interrupted one stopped; --only picks steps. Rows
+are shown in the documents once they are appended to those in benchmarks/results.
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -39,6 +40,8 @@ class Step(NamedTuple):
 
 STEPS = {
     "ops": Step("bench_ops.py --shape 7B --budget 1024 --batch 1 64 256 --repeats 5", "ops", None),
+    "attention": Step("bench_attention.py --repeats 5", "ops", None),
+    "exact": Step("bench_exact.py --repeats 5", "exact", None),
     "decode": Step(
         f"bench_decode.py --arms default off raas --batches 64 16 1 {TOGETHER}", "decode", 300
     ),
@@ -78,6 +81,7 @@ STEPS = {
     "serving": Step("bench_serving.py", "serving", 720),
     "prefix": Step(f"bench_prefix.py --rounds 5 {TOGETHER}", "prefix", 360),
     "profile": Step(f"profile_step.py --batches 64 256 {TOGETHER}", "profile", 240),
+    "memory": Step("bench_memory.py --arms default raas", "memory", 420),
     "long-outputs": Step(
         "bench_long_outputs.py --server-flags=--context-length=131072", "long_outputs", 720
     ),
@@ -116,8 +120,9 @@ def command(step: Step, out: Path, commit: str) -> list[str]:
     """Python's arguments for a step."""
     script, *arguments = shlex.split(step.command)
     limit = ["--seconds", str(step.seconds)] if step.seconds else []
-    rows = ["--commit", commit, "--out", str((out / f"{step.rows}.jsonl").absolute())]
-    return [f"{FOLDER.name}/{script}", *arguments, *limit, *rows]
+    # From the repository's root, where it runs: rows keep the command.
+    rows = os.path.relpath(out / f"{step.rows}.jsonl", FOLDER.parent)
+    return [f"{FOLDER.name}/{script}", *arguments, *limit, "--commit", commit, "--out", rows]
 
 
 def is_done(name: str, args: argparse.Namespace) -> bool:

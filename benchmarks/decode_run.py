@@ -14,6 +14,7 @@ from rows import RowFile
 from token_streams import TokenStreams, Window
 
 SETTLE_S = 0.05
+SPARE_MESSAGES = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Workload:
     def stride(self) -> int:
         """Tokens from the begin of a window to that of the next, which waits for a message."""
         return self.window + self.interval
+
+    @property
+    def spare(self) -> int:
+        """Tokens that requests go on for while others, or what measures them, are not as far."""
+        return SPARE_MESSAGES * self.interval
 
     def config(self) -> dict[str, Any]:
         """What a row says of it."""

@@ -26,7 +26,6 @@ from token_streams import OutOfTimeError
 
 POLL_S = 0.2
 NAME_WIDTH = 90
-SPARE_MESSAGES = 32
 WARM_UP_TOKENS = 4096  # the profiler takes seconds to begin at first
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
@@ -72,9 +71,7 @@ def profile(
         OutOfTimeError: the deadline has passed.
         RuntimeError: a request failed or ended too early, or the profiler failed.
     """
-    # Enough that the requests still run when the profiler has come to its last step.
-    spare = SPARE_MESSAGES * load.interval
-    trace, are_running = record(arm, batch, spare, args, load, deadline)
+    trace, are_running = record(arm, batch, load.spare, args, load, deadline)
     if not are_running:
         raise RuntimeError(
             f"all {batch} requests of arm {arm.name} must run until the steps are recorded, but "
@@ -154,7 +151,7 @@ def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str
     longest = load.prompt + load.budget
     if not arm.startswith("raas"):
         longest = max(args.logical or 0, longest)
-    pool = most * (longest + args.steps + SPARE_MESSAGES * load.interval) + 2 * WARM_UP_TOKENS
+    pool = most * (longest + args.steps + load.spare) + 2 * WARM_UP_TOKENS
     # Arms that share a device see each other's memory as taken while they size their pools.
     share = ("--mem-fraction-static", "0.92") if len(args.arms) > 1 else ()
     return [

@@ -59,6 +59,10 @@ QUICK = {
 }
 
 
+# Its number, what is asked, how it ends, and the share of its tokens to come before that.
+Dealt = tuple[int, Entry, str, float]
+
+
 @dataclass
 class Outcome:
     """What came of one request.
@@ -95,8 +99,8 @@ class Dealer:
         self._deck: list[Entry] = []
         self._lock, self._count = threading.Lock(), 0
 
-    def deal(self) -> tuple[int, Entry, str, float] | None:
-        """Returns a number, a request, its ending and the share of its tokens to come before it."""
+    def deal(self) -> Dealt | None:
+        """Returns the next request, None when the time is up."""
         with self._lock:
             if time.monotonic() > self._deadline:
                 return None
@@ -161,9 +165,7 @@ def run_alone(arm: Arm, catalogue: list[Entry]) -> dict[str, int]:
     return counts
 
 
-def run_crowd(
-    arm: Arm, deal: Callable[[], tuple[int, Entry, str, float] | None], clients: int
-) -> list[Outcome]:
+def run_crowd(arm: Arm, deal: Callable[[], Dealt | None], clients: int) -> list[Outcome]:
     """Lets clients ask until they are dealt nothing, and waits for every answer."""
 
     def client() -> list[Outcome]:
@@ -202,9 +204,7 @@ def run_beside(
     return [[throughput(outcomes, *edge) for edge in pairwise(edges)] for outcomes in seen]
 
 
-def deal_whole(
-    entries: Iterator[tuple[int, Entry]], end: float
-) -> tuple[int, Entry, str, float] | None:
+def deal_whole(entries: Iterator[tuple[int, Entry]], end: float) -> Dealt | None:
     """Deals one request after the other, each to be asked to its end, until a moment."""
     dealt = next(entries, None) if time.monotonic() < end else None
     return dealt and (*dealt, "finished", 1.0)

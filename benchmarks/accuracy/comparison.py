@@ -49,6 +49,11 @@ def share(row: Row) -> float:
     return 100 * float(row["right"]) / float(row["n"])
 
 
+def unanswered_share(row: Row) -> float | None:
+    """Outputs without an answer in per cent, where that is known."""
+    return None if row["unanswered"] is None else 100 * float(row["unanswered"]) / float(row["n"])
+
+
 def against_best(row: Row, group: Group, controls: Sequence[str]) -> int | None:
     """Says whether a cell is better than the best control of its budget, on the same problems.
 

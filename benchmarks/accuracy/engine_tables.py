@@ -12,6 +12,7 @@ from accuracy.comparison import (
     over_budget,
     share,
     stored_rows,
+    unanswered_share,
 )
 from accuracy.grid import Method, budget_tokens
 from accuracy.summary import Row
@@ -102,9 +103,10 @@ def endings() -> str:
     """
 
     def cell(row: Row, _: Group) -> str:
-        if row["unanswered"] is None:
+        unanswered = unanswered_share(row)
+        if unanswered is None:
             return ABSENT
-        return f"{row['tokens_mean']:,.0f} ({100 * row['unanswered'] / row['n']:.0f})"
+        return f"{row['tokens_mean']:,.0f} ({unanswered:.0f})"
 
     return _per_length(engine_rows(), METHODS, SHARES[-1:], cell)
 

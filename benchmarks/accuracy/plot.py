@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accuracy.comparison import by_length, share
+from accuracy.comparison import by_length, share, unanswered_share
 from accuracy.engine_tables import engine_rows
 from accuracy.summary import Row, read_rows
 
@@ -110,17 +110,13 @@ def _fill(panel, rows: Sequence[Row], measure: Measure) -> None:
     panel.grid(alpha=0.3)
 
 
-def _unanswered(row: Row) -> float | None:
-    return None if row["unanswered"] is None else 100 * row["unanswered"] / row["n"]
-
-
 def _tokens(row: Row) -> float | None:
     return row["tokens_mean"]
 
 
 MEASURES: dict[str, Measure] = {
     "whole chain right, %": share,
-    "without an answer, %": _unanswered,
+    "without an answer, %": unanswered_share,
     "output, tokens": _tokens,
 }
 

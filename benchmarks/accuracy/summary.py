@@ -70,6 +70,7 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     task, method, budget = key
     samples = [found[index] for index in sorted(found)]
     right = sum(sample["right"] for sample in samples)
+    endings = _endings(samples)
     is_whole = all(sample["finish"] != WRONG for sample in samples)
     return {
         "task": task,
@@ -78,7 +79,7 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
         "n": len(samples),
         "right": right,
         "wilson95": [round(x, 4) for x in wilson(right, len(samples))],
-        **(_endings(samples) if is_whole else dict.fromkeys(_ENDINGS)),
+        **(endings if is_whole else dict.fromkeys(endings)),
         "asked": to_hex(index in found for index in range(max(found) + 1)),
         "solved": to_hex(
             index in found and found[index]["right"] for index in range(max(found) + 1)
@@ -86,18 +87,16 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     }
 
 
-_COUNTS = ("answer_right", "unanswered", "unfinished")
 _MEANS = ("tokens", "logical_tokens", "resident_tokens", "evicted_tokens")
-_ENDINGS = (*_COUNTS, *(f"{name}_mean" for name in _MEANS))
 
 
 def _endings(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    counts = (
-        sum(sample["answer_right"] for sample in samples),
-        sum(not sample["answered"] for sample in samples),
-        sum(sample["finish"] != "stop" for sample in samples),
-    )
-    return dict(zip(_ENDINGS, (*counts, *(_mean(samples, name) for name in _MEANS)), strict=True))
+    return {
+        "answer_right": sum(sample["answer_right"] for sample in samples),
+        "unanswered": sum(not sample["answered"] for sample in samples),
+        "unfinished": sum(sample["finish"] != "stop" for sample in samples),
+        **{f"{name}_mean": _mean(samples, name) for name in _MEANS},
+    }
 
 
 def _mean(samples: list[dict[str, Any]], name: str) -> float:
