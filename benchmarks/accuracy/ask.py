@@ -36,7 +36,9 @@ async def ask_cells(
         RuntimeError: the server refused a request.
     """
     jobs = _missing(cells, file)
-    connector = aiohttp.TCPConnector(limit=concurrency)
+    # A connection that is kept is closed by the server after 5 s; while many samples are graded at
+    # once this would be noticed too late, in the next request.
+    connector = aiohttp.TCPConnector(limit=concurrency, force_close=True)
     async with aiohttp.ClientSession(
         url, connector=connector, timeout=TIMEOUT, read_bufsize=BUFFER_BYTES
     ) as session:

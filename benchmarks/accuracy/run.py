@@ -69,6 +69,9 @@ async def collect(
                 await asyncio.to_thread(server.start)
                 print(f"up: {shlex.join(server.command)}", flush=True)
                 await ask_cells(server.url, group, file, args.concurrency, progress, asker)
+            except Exception:
+                print(f"{group[0].method.text} failed; its server said:\n{server.log_end()}")
+                raise
             finally:
                 await asyncio.to_thread(server.stop)
 
