@@ -110,7 +110,7 @@ def sample_of(
             f"{name}_tokens": report[f"{name}_tokens"]
             for name in ("logical", "resident", "evicted")
         },
-        "text": text,
+        **{"prompt": cell.task.prompt(index), "text": text},
     }
 
 

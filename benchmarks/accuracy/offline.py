@@ -104,7 +104,7 @@ def decode(
                 "logical_tokens": logical,
                 "resident_tokens": resident,
                 "evicted_tokens": logical - resident,
-                "text": texts[row],
+                **{"prompt": cell.task.prompt(index), "text": texts[row]},
             }
         )
     return samples

@@ -11,6 +11,7 @@ from rows import device, versions
 
 Key = tuple[str, str, int | None]  # task, method, budget
 WRONG = "wrong"  # how a chain ended that was not asked to its end
+_TEXTS = ("prompt", "text")
 
 
 class SampleFile:
@@ -19,8 +20,8 @@ class SampleFile:
     Args:
         path: File of JSON lines; made if it is not there. A last line that an interruption cut off
             is dropped.
-        texts: Whose texts are kept: ``all``, those that are ``wrong``, or ``none``. The text of a
-            right chain of the reasoner follows from its seed.
+        texts: Whose prompt and text are kept: ``all``, those that are ``wrong``, or ``none``. The
+            reasoner's prompts, and its right chains, follow from their seeds.
         about: What is true of the whole run; written once, before the first sample.
     """
 
@@ -37,7 +38,7 @@ class SampleFile:
     def write(self, sample: dict[str, Any]) -> None:
         """Stores one sample at once."""
         if self._texts == "none" or (self._texts == "wrong" and sample["right"]):
-            sample = {name: value for name, value in sample.items() if name != "text"}
+            sample = {name: sample[name] for name in sample if name not in _TEXTS}
         self._append(sample)
         self.done[key_of(sample)].add(sample["index"])
 

@@ -39,6 +39,7 @@ def test_samples_are_collected_and_a_second_run_adds_what_is_missing(server, tmp
     assert [sorted(s["index"] for s in group) for group in by_cell.values()] == [[0, 1]] * 4
     dense = by_cell["milestone:150", "dense", None]
     assert all(one["right"] and one["evicted_tokens"] == 0 for one in dense)
+    assert dense[0]["prompt"].startswith("program v")
     raas = by_cell["milestone:150", "raas", 32]
     assert all(one["evicted_tokens"] > 0 and one["finish"] == "stop" for one in raas)
     (data,) = (group for key, group in by_cell.items() if key[:2] == ("aime24", "dense"))

@@ -126,7 +126,7 @@ def sample(index, right=True, method="raas", budget=64, task="milestone:150"):
         **{"task": task, "method": method, "budget": budget, "index": index, "right": right},
         **{"answer_right": right, "answered": True, "first_wrong_line": None, "tokens": 147},
         **{"finish": "stop", "logical_tokens": 228, "resident_tokens": 145, "evicted_tokens": 83},
-        "text": "v1 = v0",
+        **{"prompt": "program v1 = v0", "text": "v1 = v0"},
     }
 
 
@@ -155,7 +155,8 @@ def test_texts_are_kept_as_asked(tmp_path, texts, kept):
     file.write(sample(1, right=False))
     file.close()
     found = list(read_samples(tmp_path / "samples.jsonl"))
-    assert [one["index"] for one in found if "text" in one] == kept
+    for name in ("prompt", "text"):
+        assert [one["index"] for one in found if name in one] == kept
 
 
 def test_wilson_has_the_textbook_interval():
