@@ -3,6 +3,8 @@
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
+# Every process that imports SGLang would compile it anew, which doubles the start of a server.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with the half that is done sooner.
 OWN_SERVERS := tests/server/test_observability.py tests/server/test_priority.py
 
