@@ -5,25 +5,29 @@ READY := .venv/.ready
 ARGS ?=
 # Every process that imports SGLang would compile it anew, which doubles the start of a server.
 export PYTHONDONTWRITEBYTECODE :=
-# Tests whose servers nobody shares; they run with the half that is done sooner.
-OWN_SERVERS := tests/server/test_observability.py tests/server/test_priority.py
+# Tests whose servers nobody shares; they run with those that need no server.
+OWN_SERVERS := $(addprefix tests/server/test_,engine.py observability.py priority.py \
+	frontend.py::test_example_on_its_own_runtime)
+PYTEST := $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 
-.PHONY: demo test test-servers test-parts lint gpu-test gpu2-test clean
+.PHONY: demo test test-servers test-ops test-units lint gpu-test gpu2-test clean
 
 demo: $(READY)
 	$(PYTHON) benchmarks/demo.py $(ARGS)
 
-# Two runs at a time, one of them with the shared servers; each prints what it has when it is done.
+# Three runs at a time, since servers wait now and then; each prints what it has when it is done.
 test: $(READY) lint
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-servers test-parts
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-servers test-ops test-units
 
 test-servers: $(READY)
-	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/server $(OWN_SERVERS:%=--ignore=%) $(ARGS)
+	$(PYTEST) tests/server $(OWN_SERVERS:%=--deselect=%) $(ARGS)
 
 # Triton decides at import whether it interprets, so its tests are a run of their own.
-test-parts: $(READY)
-	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/ops tests/memory $(ARGS)
-	$(PYTHON) -m pytest -q -m "not gpu and not gpu2" tests/unit tests/memory $(OWN_SERVERS) $(ARGS)
+test-ops: $(READY)
+	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/memory $(ARGS)
+
+test-units: $(READY)
+	$(PYTEST) tests/unit tests/memory $(OWN_SERVERS) $(ARGS)
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -283,7 +283,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_torch_ops_follow_the_naive_rules(mode):
-    follow(Engine(REQUESTS, torch_ops, layers=2, **MODES[mode]), steps=500)
+    follow(Engine(REQUESTS, torch_ops, layers=2, **MODES[mode]), steps=400)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -216,7 +216,7 @@ def run_example(*where: str) -> list[str]:
         env={**cpu_environment(), "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
