@@ -14,7 +14,7 @@ def test_the_kernels_run(paged_server):
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 def test_budgets_hold_at_odd_prompt_lengths(paged_server, length):
     ids = token_ids(paged_server, problem(8).prompt)[:length]
-    answer = generate(paged_server, ids, "raas", 16, 35, **LONG)
+    answer = generate(paged_server, ids, "raas", 16, 25, **LONG)
     assert_report(answer, "raas", 16)
     assert answer["meta_info"]["resident_tokens"] == length + 16
 
@@ -23,11 +23,11 @@ def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
     asked = problem(6)
     policies = ("raas", "window", "random", "dense")
     calls = [
-        lambda policy=policy: generate(paged_server, asked.prompt, policy, 32, 90)
+        lambda policy=policy: generate(paged_server, asked.prompt, policy, 32, 60)
         for policy in policies
     ]
     for policy, answer in zip(policies, together(calls), strict=True):
-        torch_answer = generate(server, asked.prompt, policy, 32, 90)
+        torch_answer = generate(server, asked.prompt, policy, 32, 60)
         assert answer["output_ids"] == torch_answer["output_ids"], policy
         assert_report(answer, policy, None if policy == "dense" else 32)
 
