@@ -6,8 +6,8 @@ ARGS ?=
 # Every process that imports SGLang would compile it anew, which doubles the start of a server.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with those that need no server.
-OWN_SERVERS := $(addprefix tests/server/test_,engine.py observability.py priority.py \
-	frontend.py::test_example_on_its_own_runtime)
+OWN_SERVERS := tests/server/test_engine.py tests/server/test_observability.py \
+	tests/server/test_priority.py tests/server/test_frontend.py::test_example_on_its_own_runtime
 PYTEST := $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 
 .PHONY: demo test test-servers test-ops test-units lint gpu-test gpu2-test clean

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 
 from accuracy.grid import Cell
-from accuracy.samples import SampleFile
+from accuracy.samples import SampleFile, sample_of
 
 Asker = Callable[[aiohttp.ClientSession, Cell, int], Awaitable[dict[str, Any]]]
 BUFFER_BYTES = 1 << 20  # holds a streamed message, which repeats the whole text
@@ -95,23 +95,6 @@ async def raise_if_refused(cell: Cell, response: aiohttp.ClientResponse) -> None
         raise RuntimeError(
             f"{cell.key} must be answered, got {response.status}: {await response.text()}"
         )
-
-
-def sample_of(
-    cell: Cell, index: int, text: str, tokens: int, finish: str, report: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the sample of a text, with what the server reports of its cache."""
-    task, method, budget = cell.key
-    return {
-        **{"task": task, "method": method, "budget": budget, "index": index},
-        **cell.task.verdict(index, text)._asdict(),
-        **{"tokens": tokens, "finish": finish},
-        **{
-            f"{name}_tokens": report[f"{name}_tokens"]
-            for name in ("logical", "resident", "evicted")
-        },
-        **{"prompt": cell.task.prompt(index), "text": text},
-    }
 
 
 def count_missing(cells: Sequence[Cell], file: SampleFile) -> int:

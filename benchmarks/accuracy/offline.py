@@ -22,7 +22,7 @@ from accuracy.ask import Progress
 from accuracy.decoder import Decoder
 from accuracy.grid import Cell, add_grid_flags, cells_of
 from accuracy.retention import Rule
-from accuracy.samples import SampleFile
+from accuracy.samples import SampleFile, sample_of
 from reasoner.tokenizer import MODEL_DIR
 from rows import commit_of_checkout
 
@@ -92,21 +92,15 @@ def decode(
     kept = decoder.retention.resident.sum(-1).float().mean((0, 2)) * rule.page
     samples = []
     for row, (cell, index) in enumerate(batch):
-        task, method, budget = cell.key
         logical = prompts.shape[1] + lengths[row] - 1
         resident = min(logical, decoder.pinned + round(kept[row].item()))
-        samples.append(
-            {
-                **{"task": task, "method": method, "budget": budget, "index": index},
-                **cell.task.verdict(index, texts[row])._asdict(),
-                "tokens": lengths[row],
-                "finish": "stop" if ended[row] else "length",
-                "logical_tokens": logical,
-                "resident_tokens": resident,
-                "evicted_tokens": logical - resident,
-                **{"prompt": cell.task.prompt(index), "text": texts[row]},
-            }
-        )
+        report = {
+            "logical_tokens": logical,
+            "resident_tokens": resident,
+            "evicted_tokens": logical - resident,
+        }
+        finish = "stop" if ended[row] else "length"
+        samples.append(sample_of(cell, index, texts[row], lengths[row], finish, report))
     return samples
 
 

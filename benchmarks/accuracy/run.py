@@ -70,7 +70,7 @@ async def collect(
                 print(f"up: {shlex.join(server.command)}", flush=True)
                 await ask_cells(server.url, group, file, args.concurrency, progress, asker)
             except Exception:
-                print(f"{group[0].method.text} failed; its server said:\n{server.log_end()}")
+                print(f"failed: {shlex.join(server.command)}\n{server.log_end()}", flush=True)
                 raise
             finally:
                 await asyncio.to_thread(server.stop)

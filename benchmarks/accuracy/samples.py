@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accuracy.grid import Cell
 from rows import device, versions
 
 Key = tuple[str, str, int | None]  # task, method, budget
@@ -49,6 +50,23 @@ class SampleFile:
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def sample_of(
+    cell: Cell, index: int, text: str, tokens: int, finish: str, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the sample of a text; ``report`` says what the cache held, as `meta_info` does."""
+    task, method, budget = cell.key
+    return {
+        **{"task": task, "method": method, "budget": budget, "index": index},
+        **cell.task.verdict(index, text)._asdict(),
+        **{"tokens": tokens, "finish": finish},
+        **{
+            f"{name}_tokens": report[f"{name}_tokens"]
+            for name in ("logical", "resident", "evicted")
+        },
+        **{"prompt": cell.task.prompt(index), "text": text},
+    }
 
 
 def key_of(sample: dict[str, Any]) -> Key:

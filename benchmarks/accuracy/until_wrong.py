@@ -10,9 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from accuracy.ask import generate_body, raise_if_refused, sample_of
+from accuracy.ask import generate_body, raise_if_refused
 from accuracy.grid import Cell
-from accuracy.samples import WRONG
+from accuracy.samples import WRONG, sample_of
 from accuracy.task import ReasonerTask
 
 CHUNK_TOKENS = 64  # of one message
