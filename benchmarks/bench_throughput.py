@@ -10,6 +10,8 @@ requests at staggered depths (`steady_state.py`), and a window of decode steps i
             SGLang still holds back those for which its own estimate sees no room. Requests of an
             evicting arm never give way, so for it both are the same.
 
+With --record the profiler looks at some steps after the last window of each output length.
+
 With --full-run the shortcut is put to the test: the same queue is measured once more with all
 requests at depth 0 from the start, after they have turned over once, for two more turns.
 """
@@ -36,6 +38,7 @@ from decode_run import Workload
 from model_shapes import model_path_of
 from queue_run import QueueRun
 from raas_sglang.cpu import has_driver
+from recorded_steps import record_steps, write_steps
 from request_queue import RequestQueue
 from rows import RowFile
 from steady_state import Prompts, Work, requests
@@ -127,6 +130,8 @@ class ArmBench:
                     run.queue.grow(self.waiting(work))
                 run.wait_steps(self.args.warmup)
                 self.write(run, "steady state", kind, self.args.steps)
+            if self.args.record:
+                self.record(work, self.kinds()[-1])
         finally:
             run.end()
 
@@ -166,6 +171,13 @@ class ArmBench:
         queue = RequestQueue(self.arm.server.url, source, params)
         args = self.args
         return QueueRun(self.arm, work, queue, args.log_steps, args.interval, self.deadline)
+
+    def record(self, work: Work, kind: str) -> None:
+        """Stores which kernels took the time of some steps after the last window."""
+        trace = record_steps(self.arm, self.args.record, self.deadline)
+        config = {"shape": self.args.shape, "arm": self.arm.name, **dataclasses.asdict(work)}
+        config |= {"queue": kind, "recorded_steps": self.args.record}
+        write_steps(trace, self.arm, config, self.rows)
 
     def write(self, run: QueueRun, state: str, kind: str, steps: int) -> None:
         """Measures a window and stores it."""
@@ -216,6 +228,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--full-run", action="store_true", help="without the shortcut as well")
     parser.add_argument("--steps", type=int, default=1000, help="decode steps of a window")
     parser.add_argument("--warmup", type=int, default=100, help="decode steps before a window")
+    parser.add_argument(
+        "--record", type=int, default=0, help="steps after each last window, kernel by kernel"
+    )
     parser.add_argument(
         "--settle", type=int, default=SETTLE_STEPS, help="steps of the first request alone"
     )

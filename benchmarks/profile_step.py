@@ -9,23 +9,17 @@ import argparse
 import dataclasses
 import shlex
 import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
 from arms import POLICIES, Arm, started
 from bench_decode import check_tokens
 from command_line import add_arms, begin_run, bench_parser, parse, say, weight_flags
 from decode_run import DecodeRun, Workload
-from kernel_times import ON_CPU, ON_GPU, Trace, read_trace
+from kernel_times import Trace
 from model_shapes import model_path_of
 from raas_sglang.cpu import has_driver
-from rows import RowFile
+from recorded_steps import record_steps, write_steps
 from token_streams import OutOfTimeError
 
-POLL_S = 0.2
-NAME_WIDTH = 90
 WARM_UP_TOKENS = 4096  # the profiler takes seconds to begin at first
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
@@ -56,7 +50,9 @@ def main() -> int:
             for batch in args.batches:
                 for arm in arms:
                     trace = profile(arm, batch, args, load, deadline)
-                    write(arm, batch, trace, args, rows, config)
+                    chosen = {**config, "arm": arm.name, "batch": batch}
+                    chosen |= {"logical": args.logical, "recorded_steps": args.steps}
+                    write_steps(trace, arm, chosen, rows, args.kernels)
         except OutOfTimeError:
             say(f"{args.seconds} s are used up; {args.out} holds what was profiled")
     return 0
@@ -105,44 +101,10 @@ def record(
         load = dataclasses.replace(load, prompt=length - before)
     run = DecodeRun(arm, load, batch, tokens)
     run.advance(before, deadline)
-    mark = arm.log_size()
-    with tempfile.TemporaryDirectory() as folder:
-        activity = "GPU" if has_driver() else "CPU"
-        chosen = {"num_steps": args.steps, "activities": [activity], "with_stack": False}
-        arm.post("/start_profile", output_dir=folder, **chosen)
-        while "Profiling done" not in arm.server.log()[mark:]:
-            if time.monotonic() > deadline:
-                raise OutOfTimeError
-            time.sleep(POLL_S)
-        are_running = max(run.streams.counts()) < tokens
-        run.end()
-        # Of several ranks the first: they do the same.
-        path = min(Path(folder).rglob("*.trace.json*"))
-        return read_trace(path, ON_GPU if has_driver() else ON_CPU), are_running
-
-
-def write(
-    arm: Arm,
-    batch: int,
-    trace: Trace,
-    args: argparse.Namespace,
-    rows: RowFile,
-    config: dict[str, Any],
-) -> None:
-    """Stores and prints what was recorded."""
-    chosen = {**config, "arm": arm.name, "batch": batch}
-    chosen |= {"logical": args.logical, "recorded_steps": args.steps}
-    longest = [
-        {"kernel": kernel.name[:NAME_WIDTH], "calls": kernel.calls, "us": kernel.microseconds}
-        for kernel in trace.kernels[: args.kernels]
-    ]
-    about = {"span_us": trace.span, "kernels": longest, "flags": arm.flags}
-    rows.write("device time of the recorded steps", [trace.busy], "us", chosen, **about)
-    print(f"{arm.name}, batch {batch}: busy {trace.busy:.0f} us of {trace.span:.0f} us")
-    for kernel in trace.kernels[: args.kernels]:
-        each = kernel.microseconds / kernel.calls
-        print(f"{kernel.microseconds:12.1f} us {kernel.calls:6d} x {each:9.2f}  ", end="")
-        print(kernel.name[:NAME_WIDTH], flush=True)
+    trace = record_steps(arm, args.steps, deadline)
+    are_running = max(run.streams.counts()) < tokens
+    run.end()
+    return trace, are_running
 
 
 def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str]:

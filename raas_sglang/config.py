@@ -13,6 +13,8 @@ _LRFU_PAGE = 2  # tokens
 _PAPER_PAGE = 16
 # At least; fewer would read the keys more often, more would need memory for their scores.
 _SCORED_STEPS = 4
+# Where so many steps are few beside the budget, half of these reads are worth that memory.
+_LARGE_BUDGET, _LARGE_SCORED_STEPS = 1024, 8  # tokens, steps
 POLICY_NAMES = tuple(policy.name.lower() for policy in Policy)
 
 
@@ -155,7 +157,10 @@ class RaasConfig:
     @property
     def scored_steps(self) -> int:
         """Decode steps of a request that are scored together."""
-        return 1 if self.kv_score == "exact" else max(_SCORED_STEPS, self.page_size)
+        if self.kv_score == "exact":
+            return 1
+        is_large = self.kv_budget >= _LARGE_BUDGET
+        return max(_LARGE_SCORED_STEPS if is_large else _SCORED_STEPS, self.page_size)
 
     @property
     def recency_floor(self) -> int:

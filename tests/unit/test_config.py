@@ -46,10 +46,17 @@ def test_lrfu_takes_what_is_given():
 
 
 @pytest.mark.parametrize(
-    ("score", "page", "steps"), [("bound", 2, 4), ("bound", 16, 16), ("exact", 16, 1)]
+    ("score", "page", "budget", "steps"),
+    [
+        ("bound", 2, 512, 4),
+        ("bound", 2, 1024, 8),
+        ("bound", 16, 512, 16),
+        ("bound", 16, 1024, 16),
+        ("exact", 16, 1024, 1),
+    ],
 )
-def test_bounds_are_scored_for_whole_pages_at_once(score, page, steps):
-    config = RaasConfig("raas", kv_score=score, kv_eviction_page_size=page)
+def test_bounds_are_scored_for_whole_pages_at_once(score, page, budget, steps):
+    config = RaasConfig("raas", budget, kv_score=score, kv_eviction_page_size=page)
     assert config.scored_steps == steps
 
 
