@@ -46,19 +46,17 @@ class KVUsage(NamedTuple):
 
 def usage_of(states: Iterable[RequestState]) -> dict[Policy, KVUsage]:
     """Adds up what requests hold, for every policy; those without requests are zero."""
-    usages = dict.fromkeys(Policy, KVUsage())
+    totals = {policy: [0] * len(KVUsage._fields) for policy in Policy}
     for state in states:
-        policy = state.options.policy
-        usages[policy] = usages[policy].plus(_usage_of_one(state))
-    return usages
-
-
-def _usage_of_one(state: RequestState) -> KVUsage:
-    if state.options.policy is Policy.DENSE:
-        return KVUsage(1, state.logical_len, state.resident_len)
-    budget = state.options.budget
-    generated = max(0, state.resident_len - state.prompt_len)
-    return KVUsage(1, state.logical_len, state.resident_len, budget, min(generated, budget))
+        total = totals[state.options.policy]
+        total[0] += 1
+        total[1] += state.logical_len
+        total[2] += state.resident_len
+        if state.is_bounded:
+            budget = state.options.budget
+            total[3] += budget
+            total[4] += min(max(0, state.resident_len - state.prompt_len), budget)
+    return {policy: KVUsage(*total) for policy, total in totals.items()}
 
 
 def log_part(usages: Mapping[Policy, KVUsage]) -> str:

@@ -162,6 +162,11 @@ class RequestState:
         return max(0, self.logical_len - self.prompt_len)
 
     @property
+    def must_resume(self) -> bool:
+        """Whether tokens that were prefilled now were generated before an interruption."""
+        return self.options.evicts and self.generated_len > 0
+
+    @property
     def evicted_len(self) -> int:
         """Generated tokens that were given up: slots that a dense request would hold besides."""
         return self.logical_len - self.resident_len

@@ -60,6 +60,8 @@ class EvictionState:
         capacities_cpu: The same on the host.
         epoch: Changes whenever the slots of a running request may have changed other than by
             growing; a plan made in the same epoch for the same resident lengths still holds.
+        resuming: Request slots whose generated tokens were prefilled again and not decoded on
+            since, so that a step with none of them need not look for any.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class EvictionState:
         self.capacities_cpu = torch.full((num_slots,), _NO_LIMIT, dtype=torch.int64)
         self.capacities = self.capacities_cpu.to(self.device)
         self.epoch = 0
+        self.resuming: set[int] = set()
         self._batch = torch.empty(0, dtype=torch.int64)
 
     @staticmethod
@@ -123,6 +126,8 @@ class EvictionState:
             [s.generated_len for s in states],
             [s.capacity if s.options.evicts else _NO_LIMIT for s in states],
         ]
+        self.resuming -= set(slots)
+        self.resuming |= {slot for slot, s in zip(slots, states, strict=True) if s.must_resume}
         values = torch.tensor(columns, dtype=torch.int64)
         self.capacities_cpu[slots] = values[-1]
         values = values.to(self.device, non_blocking=True)
@@ -167,6 +172,20 @@ class EvictionState:
         """
         capacities = self.capacities_cpu if seq_lens.device.type == "cpu" else self.capacities
         return torch.minimum(seq_lens, capacities[req_pool_indices].to(seq_lens.dtype))
+
+    def saturated(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
+        """Rows whose next token overwrites an old one, as of `RequestState.is_saturated`.
+
+        At every step for hundreds of rows, so not request by request.
+
+        Args:
+            req_pool_indices: [B] int64 request slots, on the host.
+            seq_lens: [B] int64 logical lengths, beside them.
+
+        Returns:
+            [B] bool.
+        """
+        return seq_lens >= self.capacities_cpu[req_pool_indices]
 
 
 _Fields = list[tuple[tuple[int, ...], torch.dtype]]

@@ -40,12 +40,13 @@ def alloc_for_decode(
 ) -> torch.Tensor:
     """Around it: allocates for the rows that still grow."""
     resume(batch)
-    growing = [i for i, req in enumerate(batch.reqs) if not req.raas.is_saturated]
-    if len(growing) == len(batch.reqs):
+    state = pool_of(batch.token_to_kv_pool_allocator).state
+    saturated = state.saturated(batch.req_pool_indices_cpu, batch.seq_lens_cpu)
+    if not saturated.any():
         return original(batch, token_per_req)
     locations = torch.zeros(len(batch.reqs), dtype=torch.int64, device=batch.device)
-    if growing:
-        rows = torch.tensor(growing, dtype=torch.int64)
+    rows = saturated.logical_not().nonzero()[:, 0]
+    if len(rows):
         rows_device = rows.to(batch.device, non_blocking=True)
         allocated = _allocate(batch, rows, rows_device)
         locations[rows_device] = allocated
@@ -53,7 +54,7 @@ def alloc_for_decode(
             (batch.req_pool_indices[rows_device], batch.seq_lens[rows_device]),
             allocated.to(torch.int32),
         )
-        for i in growing:
+        for i in rows.tolist():
             batch.reqs[i].kv.kv_allocated_len += token_per_req
     return locations
 

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 def is_resuming(req: "Req") -> bool:
     """Whether generated tokens were prefilled and no step has been decoded since."""
     state: RequestState = req.raas
-    return state.options.evicts and state.generated_len > 0 and req.decode_batch_idx == 0
+    return state.must_resume and req.decode_batch_idx == 0
 
 
 def resume(batch: "ScheduleBatch") -> None:
     """Rebuilds the eviction state of resuming rows and restores their logical lengths."""
-    resuming = [req for req in batch.reqs if is_resuming(req)]
     pool = pool_of(batch.token_to_kv_pool_allocator)
+    if not pool.state.resuming:
+        return
+    resuming = [req for req in batch.reqs if is_resuming(req)]
+    pool.state.resuming -= {req.req_pool_idx for req in resuming}
     for req in resuming:
         pool.resume(req.req_pool_idx, req.raas)
     if any(req.raas.skipped_len for req in resuming):

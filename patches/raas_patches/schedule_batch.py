@@ -15,6 +15,7 @@ from raas_patches.active import required_config
 from raas_patches.report import REPORT_KEY, TokenReports
 from raas_patches.reservation import is_bounded
 from raas_patches.seam import Seam
+from raas_sglang.pool import pool_of
 from raas_sglang.request import RequestOptions, RequestState, parse_options
 
 if TYPE_CHECKING:
@@ -74,8 +75,12 @@ def new_tokens_required_next_decode(
     selected_indices: list[int] | None = None,
 ) -> int:
     """Around it: a saturated request needs none."""
-    indices = range(len(self.reqs)) if selected_indices is None else selected_indices
-    return original(self, [i for i in indices if not self.reqs[i].raas.is_saturated])
+    if not self.reqs:
+        return original(self, selected_indices)
+    state = pool_of(self.token_to_kv_pool_allocator).state
+    saturated = state.saturated(self.req_pool_indices_cpu, self.seq_lens_cpu).tolist()
+    indices = range(len(saturated)) if selected_indices is None else selected_indices
+    return original(self, [i for i in indices if not saturated[i]])
 
 
 def get_decode_retraction_order(
@@ -90,9 +95,9 @@ def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
     for req in self.reqs:
         state: RequestState = req.raas
         state.logical_len += 1
-        state.resident_len = req.kv.kv_allocated_len
-        if state.options.evicts:
-            req.kv_committed_len = min(req.kv_committed_len, state.resident_len)
+        state.resident_len = held = req.kv.kv_allocated_len
+        if req.kv_committed_len > held:  # it was saturated
+            req.kv_committed_len = held
 
 
 _PATH = "sglang.srt.managers.schedule_batch."

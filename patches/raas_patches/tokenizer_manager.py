@@ -70,13 +70,16 @@ def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None
 async def wait_one_response(
     original: Callable[..., AsyncIterator[dict[str, Any]]], *args: Any, **kwargs: Any
 ) -> AsyncIterator[dict[str, Any]]:
-    """Around `_wait_one_response`: the latest report becomes fields of `meta_info`."""
+    """Around `_wait_one_response`: the latest report becomes fields of `meta_info`.
+
+    It is borne by the last token; looked for from the end, since a stream that is not incremental
+    shows all tokens so far with each message.
+    """
     async with aclosing(original(*args, **kwargs)) as responses:  # type: ignore[type-var]
         async for response in responses:
             meta_info = response.get("meta_info", {})
-            reports = [entry for entry in meta_info.pop(REPORT_KEY, ()) if entry is not None]
-            if reports:
-                meta_info.update(reports[-1])
+            entries = reversed(meta_info.pop(REPORT_KEY, ()))
+            meta_info.update(next((entry for entry in entries if entry is not None), {}))
             yield response
 
 
