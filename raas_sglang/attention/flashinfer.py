@@ -12,6 +12,7 @@ from sglang.srt.utils import get_cuda_graph_max_batch_size
 from raas_kernels import DecodeBatch, RequestTables
 from raas_sglang.attention.in_place import InPlaceDecode
 from raas_sglang.attention.side_stream import SideStream
+from raas_sglang.attention.unsplit import drop_spare_blocks, rows_without_split
 
 _TILE_ROWS = 16
 _WORKSPACE_MARGIN = 16 * 2**20  # bytes
@@ -42,6 +43,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
             get_buffer("flashinfer_workspace", lambda: _decode_workspace(model_runner))
         super().__init__(model_runner, **kwargs)
         self._planned: tuple[int, int, list[int]] | None = None
+        self._rows_without_split = rows_without_split(self.pool.head_num, model_runner.device)
         self._plan_read = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.side = SideStream(model_runner.device)
         model_runner.capture_tail_hooks.append(lambda *_: self.side.join())
@@ -75,6 +77,8 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         if plan == self._planned and not in_capture:
             return
         self._planned = plan
+        # SGLang's name for what it tells FlashInfer of the plan of a graph.
+        self.disable_cuda_graph_kv_split = self._is_unsplit(batch_size)
         with self._plan():
             super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
         fields = len(RequestTables._fields)
@@ -82,12 +86,19 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         requests = self.pool.state.rows(forward_batch.req_pool_indices[:batch_size], out=tables)
         if in_capture:
             wrapper = self.decode_cuda_graph_metadata[batch_size][0]
+            if self._is_unsplit(batch_size):
+                drop_spare_blocks(wrapper, batch_size)
             self.rows = self._rows(forward_batch, wrapper, requests)
 
     def init_forward_metadata_in_graph(self, forward_batch: "ForwardBatch") -> None:
         """Begins a decode step within the graph, beside the embedding and the first projections."""
         super().init_forward_metadata_in_graph(forward_batch)
         self.claim_slots()
+
+    def _is_unsplit(self, batch_size: int) -> bool:
+        """Whether graphs of a batch size split no row: where none would be, or none may be."""
+        enough = self.enable_deterministic or batch_size >= self._rows_without_split
+        return bool(self.decode_use_tensor_cores and enough)
 
     @contextmanager
     def _plan(self) -> Iterator[None]:
@@ -111,8 +122,6 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def _share_plan(self, wrapper: Any) -> Any:
         shared = self.decode_wrappers[0]._int_workspace_buffer
         wrapper.reset_workspace_buffer(self.workspace_buffer, shared)
-        # Without split KV a graph's spare blocks are not masked: they repeat row 0, not stale rows.
-        wrapper._pin_memory_int_workspace_buffer.zero_()
         return wrapper
 
     def _rows(
