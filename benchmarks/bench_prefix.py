@@ -178,7 +178,8 @@ def server_flags(args: argparse.Namespace) -> list[str]:
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
         *("--stream-interval", "16", "--decode-log-interval", str(args.log_steps)),
-        *("--max-running-requests", str(args.requests), "--max-total-tokens", str(pool)),
+        # One more: SGLang counts a request twice while its prompt is prefilled in chunks.
+        *("--max-running-requests", str(args.requests + 1), "--max-total-tokens", str(pool)),
         *shlex.split(args.server_flags),
     ]
 

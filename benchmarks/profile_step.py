@@ -121,7 +121,8 @@ def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str
         *share,
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
-        *("--max-running-requests", str(most), "--max-total-tokens", str(pool)),
+        # One more: SGLang counts a request twice while its prompt is prefilled in chunks.
+        *("--max-running-requests", str(most + 1), "--max-total-tokens", str(pool)),
         *(("--cuda-graph-max-bs-decode", str(most)) if has_driver() else ()),
         *shlex.split(args.server_flags),
     ]
