@@ -36,6 +36,7 @@ class Rule:
         decay: Steps in which importance falls by a factor of e.
         floor: Newest tokens that are never given up, at most half of the budget.
         lag: The same, and their use does not count.
+        late: Steps whose use ``lrfu`` notes at once, after the last of them.
         birth: Steps that a page is dated back while it is filled.
         pool: Who shares a budget: each ``head`` has its own, or those of a ``layer`` or of all
             layers of a ``request`` give up their least important page together.
@@ -52,6 +53,7 @@ class Rule:
     decay: float = 64.0
     floor: int = 0
     lag: int = 0
+    late: int = 1
     birth: float = 0.0
     pool: str = "head"
     layers: str = ""
@@ -115,6 +117,8 @@ class Retention:
         self.resident = torch.zeros(full, dtype=torch.bool, device=self.device)
         self.leaving = torch.zeros_like(self.resident)  # its tokens make room one by one
         self.stamps = torch.zeros(full, device=self.device)
+        # What came since importance was noted last.
+        self.waiting = torch.zeros(full if rule.rule == "lrfu" else (0,), device=self.device)
         self.gaps = torch.zeros(full if rule.rule == "recurrence" else (0,), device=self.device)
         bounds = (*full, size) if rule.has_bounds else (layers, 0)
         self.low = torch.zeros(bounds, device=self.device)
@@ -224,7 +228,11 @@ class Retention:
             gained = torch.where(others, scores, -math.inf)
             if rule.score == "bound":
                 gained = (gained / math.sqrt(q.shape[-1])).softmax(-1)
-            stamps.copy_(stamps * math.exp(-1 / rule.decay) + torch.where(others, gained, 0.0))
+            fade, waiting = math.exp(-1 / rule.decay), self.waiting[layer]
+            waiting.copy_(waiting * fade + torch.where(others, gained, 0.0))
+            is_due = (step + 1) % rule.late == 0
+            stamps.copy_(torch.where(is_due, stamps * fade**rule.late + waiting, stamps))
+            waiting.mul_(~is_due)
         else:
             used = others & (scores > rule.alpha)
             if rule.rule == "recurrence":

@@ -85,6 +85,14 @@ def test_each_head_keeps_the_page_that_it_uses(rule):
             assert {14, 15} <= kept[layer][head], "the newest tokens stay"
 
 
+@pytest.mark.parametrize("steps", [8, 10])
+def test_use_that_is_noted_late_counts_the_same_once_it_is(steps):
+    late, noted = (state(rule="lrfu", budget=64, late=each) for each in (4, 1))
+    fill(late, always([0, 1], [2, 3]), steps)
+    fill(noted, always([0, 1], [2, 3]), steps // 4 * 4)
+    torch.testing.assert_close(late.stamps, noted.stamps)
+
+
 def test_a_window_keeps_the_newest_pages():
     retention = state(rule="window")
     fill(retention, always([0, 0], [0, 0]))
