@@ -8,7 +8,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with those that need no server.
 OWN_SERVERS := tests/server/test_engine.py tests/server/test_observability.py \
 	tests/server/test_priority.py tests/server/test_frontend.py::test_example_on_its_own_runtime
-PYTEST := $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
+# Threads of one process would spin for cores that the others have.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 
 .PHONY: demo test test-servers test-ops test-units lint gpu-test gpu2-test clean
 
