@@ -68,7 +68,8 @@ def backend(args: argparse.Namespace) -> Iterator[Any]:
         return
     settings = {"model_path": args.model_path, "kv_policy": "raas", "kv_budget": args.kv_budget}
     if args.device == "cpu":
-        settings |= {"device": "cpu", "attention_backend": "torch_native"}
+        # An idle scheduler would spin on a core that the others need.
+        settings |= {"device": "cpu", "attention_backend": "torch_native", "sleep_on_idle": True}
     runtime = sgl.Runtime(**settings)
     try:
         yield runtime
