@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from arms import POLICIES, Arm, started
-from command_line import add_arms, begin_run, bench_parser, parse, say, weight_flags
+from command_line import add_arms, at_once_flags, begin_run, bench_parser, parse, say, weight_flags
 from decode_run import DecodeRun, Workload
 from model_shapes import model_path_of
 from rows import RowFile, gpu_query
@@ -239,8 +239,7 @@ def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str
         *share,
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
-        # One more: SGLang counts a request twice while its prompt is prefilled in chunks.
-        *("--max-running-requests", str(most + 1), "--max-total-tokens", str(pool)),
+        *(*at_once_flags(most), "--max-total-tokens", str(pool)),
         *shlex.split(args.server_flags),
     ]
 

@@ -17,6 +17,7 @@ from arms import POLICIES, Arm, started
 from bench_decode import check_tokens
 from command_line import (
     add_arms,
+    at_once_flags,
     begin_run,
     bench_parser,
     parse,
@@ -178,8 +179,7 @@ def server_flags(args: argparse.Namespace) -> list[str]:
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
         *("--stream-interval", "16", "--decode-log-interval", str(args.log_steps)),
-        # One more: SGLang counts a request twice while its prompt is prefilled in chunks.
-        *("--max-running-requests", str(args.requests + 1), "--max-total-tokens", str(pool)),
+        *(*at_once_flags(args.requests), "--max-total-tokens", str(pool)),
         *shlex.split(args.server_flags),
     ]
 

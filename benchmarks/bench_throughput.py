@@ -175,17 +175,21 @@ class ArmBench:
     def record(self, work: Work, kind: str) -> None:
         """Stores which kernels took the time of some steps after the last window."""
         trace = record_steps(self.arm, self.args.record, self.deadline)
-        config = {"shape": self.args.shape, "arm": self.arm.name, **dataclasses.asdict(work)}
-        config |= {"queue": kind, "recorded_steps": self.args.record}
-        write_steps(trace, self.arm, config, self.rows)
+        label = f"{self.arm.name}, output {work.output}, L {work.budget}"
+        config = self.config(work, queue=kind, recorded_steps=self.args.record)
+        write_steps(trace, self.arm, label, config, self.rows)
+
+    def config(self, work: Work, **chosen: Any) -> dict[str, Any]:
+        """What a row says of what was chosen."""
+        about = {"shape": self.args.shape, "arm": self.arm.name}
+        return {**about, **dataclasses.asdict(work), **chosen}
 
     def write(self, run: QueueRun, state: str, kind: str, steps: int) -> None:
         """Measures a window and stores it."""
         seen, work = run.window(steps, kind == "full"), run.work
         details = dataclasses.asdict(seen)
         rate = details.pop("rate")
-        config = {"shape": self.args.shape, "arm": self.arm.name, **dataclasses.asdict(work)}
-        config |= {"state": state, "queue": kind}
+        config = self.config(work, state=state, queue=kind)
         about = {"pool_size": self.pool, "memory_fraction": self.memory_fraction}
         # Of one run, so its parts say how far it scattered.
         about |= {"spread": [min(seen.parts), max(seen.parts)], "flags": self.arm.flags}

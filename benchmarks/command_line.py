@@ -70,6 +70,14 @@ def weight_flags(shape: str) -> tuple[str, ...]:
     return () if shape == "reasoner" else ("--load-format", "dummy")
 
 
+def at_once_flags(requests: int) -> tuple[str, ...]:
+    """Server flags: so many requests run at once, however their prompts are prefilled.
+
+    One more than that, because SGLang counts a request twice while its prompt is in chunks.
+    """
+    return "--max-running-requests", str(requests + 1)
+
+
 def say(text: str) -> None:
     """Reports progress."""
     print(text, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import sys
 
 from arms import POLICIES, Arm, started
 from bench_decode import check_tokens
-from command_line import add_arms, begin_run, bench_parser, parse, say, weight_flags
+from command_line import add_arms, at_once_flags, begin_run, bench_parser, parse, say, weight_flags
 from decode_run import DecodeRun, Workload
 from kernel_times import Trace
 from model_shapes import model_path_of
@@ -52,7 +52,8 @@ def main() -> int:
                     trace = profile(arm, batch, args, load, deadline)
                     chosen = {**config, "arm": arm.name, "batch": batch}
                     chosen |= {"logical": args.logical, "recorded_steps": args.steps}
-                    write_steps(trace, arm, chosen, rows, args.kernels)
+                    label = f"{arm.name}, batch {batch}"
+                    write_steps(trace, arm, label, chosen, rows, args.kernels)
         except OutOfTimeError:
             say(f"{args.seconds} s are used up; {args.out} holds what was profiled")
     return 0
@@ -121,8 +122,7 @@ def server_flags(args: argparse.Namespace, load: Workload, arm: str) -> list[str
         *share,
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
         *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
-        # One more: SGLang counts a request twice while its prompt is prefilled in chunks.
-        *("--max-running-requests", str(most + 1), "--max-total-tokens", str(pool)),
+        *(*at_once_flags(most), "--max-total-tokens", str(pool)),
         *(("--cuda-graph-max-bs-decode", str(most)) if has_driver() else ()),
         *shlex.split(args.server_flags),
     ]

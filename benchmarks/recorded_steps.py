@@ -44,13 +44,14 @@ def record_steps(arm: Arm, steps: int, deadline: float) -> Trace:
 
 
 def write_steps(
-    trace: Trace, arm: Arm, config: dict[str, Any], rows: RowFile, count: int = 30
+    trace: Trace, arm: Arm, label: str, config: dict[str, Any], rows: RowFile, count: int = 30
 ) -> None:
     """Stores and prints what was recorded.
 
     Args:
         trace: The recorded steps.
         arm: Whose they are.
+        label: What to call them when they are printed.
         config: What was chosen.
         rows: Where results go.
         count: Kernels that are named, those that took the longest.
@@ -61,7 +62,7 @@ def write_steps(
     ]
     about = {"span_us": trace.span, "kernels": longest, "flags": arm.flags}
     rows.write("device time of the recorded steps", [trace.busy], "us", config, **about)
-    say(f"{arm.name}: busy {trace.busy:.0f} us of {trace.span:.0f} us")
+    say(f"{label}: busy {trace.busy:.0f} us of {trace.span:.0f} us")
     for kernel in longest:
         each = kernel["us"] / kernel["calls"]
         say(f"{kernel['us']:12.1f} us {kernel['calls']:6d} x {each:9.2f}  {kernel['kernel']}")

@@ -21,8 +21,7 @@ def is_bounded(req: "Req") -> bool:
 def most_slots(req: "Req", page_size: int) -> int:
     """Slots that a bounded request can hold, shared prompt included, in whole pages."""
     generated = min(req.sampling_params.max_new_tokens, req.raas.options.budget)
-    most: int = ceil_align(len(req.origin_input_ids) + generated, page_size)
-    return most
+    return int(ceil_align(len(req.origin_input_ids) + generated, page_size))
 
 
 def slots_to_admit(req: "Req", page_size: int) -> int:
@@ -37,8 +36,7 @@ def slots_to_grow(req: "Req", page_size: int) -> int:
     """Slots that a running bounded request may still take; 0 once it has finished."""
     if req.kv is None:
         return 0
-    held: int = ceil_align(req.kv.kv_allocated_len, page_size)
-    return most_slots(req, page_size) - held
+    return most_slots(req, page_size) - int(ceil_align(req.kv.kv_allocated_len, page_size))
 
 
 def slots_held(req: "Req", page_size: int) -> int:

@@ -75,7 +75,7 @@ def new_tokens_required_next_decode(
     selected_indices: list[int] | None = None,
 ) -> int:
     """Around it: a saturated request needs none."""
-    if not self.reqs:
+    if not self.reqs:  # then its tensors are stale, or are none
         return original(self, selected_indices)
     state = pool_of(self.token_to_kv_pool_allocator).state
     saturated = state.saturated(self.req_pool_indices_cpu, self.seq_lens_cpu).tolist()

@@ -86,7 +86,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         requests = self.pool.state.rows(forward_batch.req_pool_indices[:batch_size], out=tables)
         if in_capture:
             wrapper = self.decode_cuda_graph_metadata[batch_size][0]
-            if self._is_unsplit(batch_size):
+            if self.disable_cuda_graph_kv_split:
                 drop_spare_blocks(wrapper, batch_size)
             self.rows = self._rows(forward_batch, wrapper, requests)
 

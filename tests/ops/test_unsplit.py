@@ -6,6 +6,7 @@ import pytest
 import torch
 
 DIM, HEADS = 128, 2
+TYPES = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
 
 
 def attend(q, keys, values, indices, lens):
@@ -19,10 +20,19 @@ def attend(q, keys, values, indices, lens):
     return torch.stack(outputs)
 
 
+def decode_wrapper(workspace_bytes, **graph):
+    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
+
+    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device="cuda")
+    return BatchDecodeWithPagedKVCacheWrapper(
+        workspace, "NHD", backend="fa2", use_tensor_cores=True, **graph
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", [4, 7, 8])
 def test_a_graph_without_spare_blocks_follows_a_new_plan(group):
-    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper, fast_decode_plan
+    from flashinfer.decode import fast_decode_plan
 
     from raas_sglang.attention.unsplit import drop_spare_blocks, rows_without_split
 
@@ -40,11 +50,8 @@ def test_a_graph_without_spare_blocks_follows_a_new_plan(group):
     indptr = torch.tensor([0, *lens]).cumsum(0).int()
     indices = torch.randperm(total, generator=generator).int().cuda()
     ones = torch.ones(rows, dtype=torch.int32, device="cuda")
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(
-        torch.empty(1 << 20, dtype=torch.uint8, device="cuda"),
-        "NHD",
-        backend="fa2",
-        use_tensor_cores=True,
+    wrapper = decode_wrapper(
+        1 << 20,
         use_cuda_graph=True,
         paged_kv_indptr_buffer=torch.arange(rows + 1, dtype=torch.int32, device="cuda"),
         paged_kv_indices_buffer=torch.zeros_like(indices),
@@ -53,9 +60,8 @@ def test_a_graph_without_spare_blocks_follows_a_new_plan(group):
     # What a spare block would take for its row.
     wrapper._pin_memory_int_workspace_buffer.fill_(0x77)
     shape = (ones, HEADS * group, HEADS, DIM, 1)
-    types = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16}
     first = torch.arange(rows + 1, dtype=torch.int32)
-    wrapper.begin_forward(first.cuda(), indices[:rows], *shape, **types, disable_split_kv=True)
+    wrapper.begin_forward(first.cuda(), indices[:rows], *shape, **TYPES, disable_split_kv=True)
     drop_spare_blocks(wrapper, rows)
     wrapper.run(q, (keys, values))
     torch.cuda.synchronize()
@@ -67,7 +73,7 @@ def test_a_graph_without_spare_blocks_follows_a_new_plan(group):
     wrapper.begin_forward = partial(fast_decode_plan, wrapper)
     wrapper.begin_forward(
         *(indptr.cuda(), indices, *shape),
-        **types,
+        **TYPES,
         disable_split_kv=True,
         global_override_indptr_cpu=indptr,
     )
@@ -79,8 +85,6 @@ def test_a_graph_without_spare_blocks_follows_a_new_plan(group):
 @pytest.mark.gpu
 def test_flashinfer_splits_no_row_of_so_many():
     """What `rows_without_split` says of FlashInfer's planner, asked of the planner itself."""
-    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper
-
     from raas_sglang.attention.unsplit import rows_without_split
 
     enough = rows_without_split(HEADS, "cuda")
@@ -89,16 +93,10 @@ def test_flashinfer_splits_no_row_of_so_many():
         lens[0] = 100_000
         indptr = torch.cat([torch.zeros(1), lens.cumsum(0)]).int()
         ones = torch.ones(rows, dtype=torch.int32, device="cuda")
-        wrapper = BatchDecodeWithPagedKVCacheWrapper(
-            torch.empty(256 << 20, dtype=torch.uint8, device="cuda"),
-            "NHD",
-            backend="fa2",
-            use_tensor_cores=True,
-        )
+        wrapper = decode_wrapper(256 << 20)
         wrapper.plan(
             *(indptr.cuda(), torch.zeros(int(indptr[-1]), dtype=torch.int32, device="cuda"), ones),
             *(HEADS * 4, HEADS, DIM, 1),
-            q_data_type=torch.bfloat16,
-            kv_data_type=torch.bfloat16,
+            **TYPES,
         )
         assert bool(wrapper._plan_info[-1]) is splits
