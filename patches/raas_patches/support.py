@@ -1,8 +1,9 @@
 """Settings of SGLang that RaaS does not work with, each refused by name."""
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
+
+from sglang.srt.environ import EnvBool, envs
 
 from raas_patches.backends import DECODE_BACKENDS
 
@@ -28,8 +29,8 @@ def _is_set(name: str) -> Callable[["ServerArgs"], bool]:
     return lambda server_args: bool(getattr(server_args, name))
 
 
-def _is_on(variable: str) -> Callable[["ServerArgs"], bool]:
-    return lambda _: os.environ.get(variable, "0").lower() in ("1", "true")
+def _is_on(variable: EnvBool) -> Callable[["ServerArgs"], bool]:
+    return lambda _: bool(variable.get())
 
 
 def _above_one(name: str) -> Callable[["ServerArgs"], bool]:
@@ -79,11 +80,11 @@ REFUSALS = (
     Refusal("--smg-grpc-mode", _is_set("smg_grpc_mode"), "use the HTTP server"),
     Refusal("--grpc-port", _is_set("grpc_port"), "use the HTTP server"),
     *(
-        Refusal(variable, _is_on(variable), "unset it")
+        Refusal(variable.name, _is_on(variable), "unset it")
         for variable in (
-            "SGLANG_RUST_SERVER",
-            "SGLANG_USE_HND_KVCACHE",
-            "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+            envs.SGLANG_RUST_SERVER,
+            envs.SGLANG_USE_HND_KVCACHE,
+            envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING,
         )
     ),
     Refusal(

@@ -115,6 +115,13 @@ def test_an_unsupported_setting_is_refused_by_name(flag, changes):
     assert text.startswith(f"--kv-policy does not work together with {flag}; ")
 
 
+@pytest.mark.parametrize("value", ["1", "True", "yes", "Y"])
+def test_an_unsupported_variable_is_refused_however_sglang_lets_it_be_set(value, monkeypatch):
+    monkeypatch.setenv("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", value)
+    (text,) = refused_settings(Arguments())
+    assert text.endswith("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING; unset it")
+
+
 def test_every_refused_setting_exists_in_sglang():
     from sglang.srt.server_args import ServerArgs
 
