@@ -177,8 +177,8 @@ def server_flags(args: argparse.Namespace) -> list[str]:
         *weight_flags(args.shape),
         *share,
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
-        *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
-        *("--stream-interval", "16", "--decode-log-interval", str(args.log_steps)),
+        *("--random-seed", str(args.seed), "--stream-interval", "16"),
+        *("--decode-log-interval", str(args.log_steps)),
         *(*at_once_flags(args.requests), "--max-total-tokens", str(pool)),
         *shlex.split(args.server_flags),
     ]

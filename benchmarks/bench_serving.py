@@ -181,7 +181,7 @@ def server_flags(args: argparse.Namespace, tokenizer: str) -> list[str]:
     return [
         *weight_flags(args.shape),
         *("--tokenizer-path", tokenizer, "--incremental-streaming-output"),
-        *("--skip-server-warmup", "--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
+        *("--skip-server-warmup", "--random-seed", str(args.seed)),
         *("--stream-interval", str(args.stream_interval)),
         *(("--max-running-requests", str(most)) if most else ()),
         *(("--max-total-tokens", str(pool)) if pool else ()),

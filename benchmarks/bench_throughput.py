@@ -46,6 +46,7 @@ from token_streams import OutOfTimeError
 
 # SGLang's estimate of what a running request will need falls for so many decode steps.
 SETTLE_STEPS = 620
+PREFILLED_TOGETHER = 4  # no more are allowed to SGLang's --min-free-slots-delay
 KINDS = ("fits", "full")  # in this order: a queue that has become full does not shrink
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
@@ -203,14 +204,20 @@ class ArmBench:
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:
-    """The command line that all arms share."""
+    """The command line that all arms share.
+
+    Where requests end one by one, prefills of one prompt would interrupt all others as often; they
+    wait for each other, and run as graphs of their sizes.
+    """
     most, pool = str(args.max_running_requests), args.max_total_tokens
+    prefills = [str(count * args.prompt) for count in range(1, PREFILLED_TOGETHER + 1)]
+    graphs = ("--cuda-graph-max-bs-decode", most, "--cuda-graph-bs-prefill", *prefills)
     return [
         *weight_flags(args.shape),
         *("--skip-tokenizer-init", "--incremental-streaming-output", "--skip-server-warmup"),
-        *("--disable-prefill-cuda-graph", "--random-seed", str(args.seed)),
-        *("--max-running-requests", most),
-        *(("--cuda-graph-max-bs-decode", most) if has_driver() else ()),
+        *("--random-seed", str(args.seed), "--max-running-requests", most),
+        *("--min-free-slots-delay", str(PREFILLED_TOGETHER)),
+        *(graphs if has_driver() else ()),
         *("--context-length", str(args.prompt + max(args.outputs) + args.settle + 64)),
         *("--decode-log-interval", str(args.log_steps)),
         *(("--max-total-tokens", str(pool)) if pool else ()),

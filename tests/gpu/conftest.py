@@ -14,12 +14,14 @@ from raas_sglang.cpu import has_driver
 FLAGS = (
     *("--max-running-requests", "128", "--cuda-graph-max-bs-decode", "128"),
     *("--max-total-tokens", "300000", "--mem-fraction-static", "0.85"),
-    *("--disable-prefill-cuda-graph", "--skip-server-warmup", "--sleep-on-idle"),
+    *("--skip-server-warmup", "--sleep-on-idle"),
 )
+# Where it does not matter how prompts are prefilled, so that servers start faster.
+EAGER_PREFILL = ("--disable-prefill-cuda-graph",)
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
-HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
-DETERMINISTIC = (*RAAS, "--enable-deterministic-inference")
-TP = ("--tp-size", "2", "--disable-custom-all-reduce")
+HALF = ("--dtype", "float16", "--attention-backend", "flashinfer", *EAGER_PREFILL)
+DETERMINISTIC = (*RAAS, "--enable-deterministic-inference", *EAGER_PREFILL)
+TP = ("--tp-size", "2", "--disable-custom-all-reduce", *EAGER_PREFILL)
 # A later flag overrides an earlier one.
 PAPER = ("--kv-stamp-rule", "paper")
 SMALL = ("--max-total-tokens", "144", "--chunked-prefill-size", "32", "--kv-max-budget", "128")
@@ -41,16 +43,16 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "server": (RAAS, {}),
     "paged_server": ((*RAAS, "--page-size", "16", "--chunked-prefill-size", "256"), STRICT),
     "half_server": ((*RAAS, *HALF, "--disable-overlap-schedule"), STRICT),
-    "exact_server": ((*RAAS, "--kv-score", "exact"), STRICT),
+    "exact_server": ((*RAAS, "--kv-score", "exact", *EAGER_PREFILL), STRICT),
     "deterministic_server": (DETERMINISTIC, STRICT),
     "eager_server": ((*DETERMINISTIC, "--disable-decode-cuda-graph"), STRICT),
     "small_server": (
         (*RAAS, *PAPER, *SMALL),
         {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"},
     ),
-    "traced_server": ((*RAAS, *_traced(25557)), STRICT),
+    "traced_server": ((*RAAS, *_traced(25557), *EAGER_PREFILL), STRICT),
     "tp_server": ((*RAAS, *_traced(25567), *TP), TWO_GPUS),
-    "dp_server": ((*RAAS, "--dp-size", "2"), TWO_GPUS),
+    "dp_server": ((*RAAS, "--dp-size", "2", *EAGER_PREFILL), TWO_GPUS),
 }
 Fleet = dict[str, Future[LocalServer]]
 

@@ -39,9 +39,9 @@ def settings(server) -> dict:
     return requests.get(server.url + "/server_info", timeout=60).json()
 
 
-def decode_graphs(server) -> set[str]:
-    """What the log says of the decode batches so far: graph used, or not."""
-    lines = [line for line in server.log().splitlines() if "Decode batch" in line]
+def graphs(server, kind: str) -> set[str]:
+    """What the log says of the batches so far, of "Decode" or "Prefill": graph used, or not."""
+    lines = [line for line in server.log().splitlines() if f"{kind} batch" in line]
     return {line.split("cuda graph: ")[1].split(",")[0] for line in lines}
 
 
@@ -51,7 +51,8 @@ def test_the_default_is_fast(server):
     assert not info["disable_radix_cache"]
     assert not info["disable_overlap_schedule"]
     assert info["decode_attention_backend"] == "flashinfer"
-    assert decode_graphs(server) == {"True"}
+    assert graphs(server, "Decode") == {"True"}
+    assert "True" in graphs(server, "Prefill")
 
 
 def ask_mixed(server, count: int) -> list[dict]:
@@ -62,14 +63,14 @@ def ask_mixed(server, count: int) -> list[dict]:
 
 @pytest.mark.parametrize("concurrent", [1, 12])
 def test_graph_on_off(deterministic_server, eager_server, concurrent):
-    graphs = ask_mixed(deterministic_server, concurrent)
+    captured = ask_mixed(deterministic_server, concurrent)
     eager = ask_mixed(eager_server, concurrent)
-    for index, (ours, theirs) in enumerate(zip(graphs, eager, strict=True)):
+    for index, (ours, theirs) in enumerate(zip(captured, eager, strict=True)):
         assert ours["output_ids"] == theirs["output_ids"], index
         assert_report(ours, *CHOICES[index % len(CHOICES)])
         assert ours["meta_info"]["evicted_tokens"] > 0
-    assert decode_graphs(deterministic_server) == {"True"}
-    assert decode_graphs(eager_server) == {"False"}
+    assert graphs(deterministic_server, "Decode") == {"True"}
+    assert graphs(eager_server, "Decode") == {"False"}
 
 
 @pytest.fixture(scope="module")
