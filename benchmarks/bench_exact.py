@@ -51,9 +51,9 @@ class Decode:
         pages, empty = budget // PAGE, torch.empty(0, device="cuda")
         current = torch.zeros(rows + 1, heads, dtype=torch.int32, device="cuda")
         self.buffers = EvictionBuffers(empty, empty, empty, current, empty)
-        scores = torch.empty(LAYERS, rows, 1, heads, pages, device="cuda")
+        scores = torch.empty(LAYERS, rows, heads, pages, device="cuda")
         unused = [empty.expand(LAYERS, 0)] * 2
-        self.step = StepBuffers(*unused, scores, torch.empty_like(scores[:, :, 0]))
+        self.step = StepBuffers(*unused, scores, torch.empty_like(scores))
         self.logits = AttentionLogits.empty(rows, queries, budget, "cuda")
         self.workspace = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
 

@@ -23,12 +23,14 @@ from raas_kernels import (
     KeyCaches,
     Policy,
     RequestTables,
+    ScoreScratch,
     StepBuffers,
     StepOptions,
     torch_ops,
     triton_ops,
 )
 from raas_sglang.config import RaasConfig
+from raas_sglang.state import PROGRAMS_PER_PROCESSOR
 
 try:
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -61,13 +63,19 @@ class Workload:
         self.key_caches = KeyCaches.of(list(self.key_cache))
         self.value_cache = torch.zeros_like(self.key_cache)
         self.buffers = self._buffers()
-        state = (shape.layers, batch_size)
-        heads = (shape.kv_heads, self.pages)
+        rows, unused = (shape.layers, batch_size), torch.zeros(shape.layers, 0, device="cuda")
         self.step = StepBuffers(
-            torch.zeros(*state, shape.kv_heads, dtype=torch.int32, device="cuda"),
-            torch.zeros(state, dtype=torch.int32, device="cuda"),
-            torch.zeros(*state, self.steps, *heads, device="cuda"),
-            torch.zeros(shape.layers, 0, *heads, device="cuda"),
+            torch.zeros(*rows, shape.kv_heads, dtype=torch.int32, device="cuda"),
+            torch.zeros(rows, dtype=torch.int32, device="cuda"),
+            *(unused, unused),
+        )
+        programs = (
+            PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(0).multi_processor_count
+        )
+        self.scratch = ScoreScratch(
+            torch.zeros(batch_size, dtype=torch.int32, device="cuda"),
+            torch.zeros(1, dtype=torch.int32, device="cuda"),
+            torch.zeros(programs, self.steps, self.pages, device="cuda"),
         )
         self.offsets = torch.arange(1, batch_size + 1)
         self.batch = self._batch(self.offsets)
@@ -120,10 +128,7 @@ class Workload:
             )  # fmt: skip
 
     def score(self, ops: Any, batch: DecodeBatch) -> None:
-        ops.score_pages(self.step, self.key_caches, batch, self.buffers, self.options)
-
-    def stamp(self, ops: Any, batch: DecodeBatch) -> None:
-        ops.stamp_decode(self.step, batch, self.buffers, self.options)
+        ops.score_pages(self.scratch, self.key_caches, batch, self.buffers, self.options)
 
     def sglang_store(self) -> None:
         """SGLang's store of the same keys and values; torch's where SGLang is not installed."""
@@ -160,13 +165,12 @@ class Workload:
             plain,
         )
         yield Case("store_decode", partial(self.store, ops), plain + kept + 8 * heads)
-        asked = (self.budget + self.steps * group) * vector + 4 * self.steps * self.pages
-        stamped = (4 * self.steps + 12) * self.pages
+        # Keys and queries; of each page its birth, and its mass in and out.
+        asked = (self.budget + self.steps * group) * vector + 12 * self.pages
         share = ((self.offsets + 1) % self.steps == 0).float().mean().item()
         for name, batch, part in (("", self.batch, share), (", all due", self.due, 1.0)):
-            score, stamp = partial(self.score, ops, batch), partial(self.stamp, ops, batch)
+            score = partial(self.score, ops, batch)
             yield Case("score_pages" + name, score, int(part * heads * asked))
-            yield Case("stamp_decode" + name, stamp, int(part * heads * stamped))
 
 
 def check(shape: AttentionShape, seed: int) -> None:
@@ -180,7 +184,6 @@ def check(shape: AttentionShape, seed: int) -> None:
         work.claim(ops, work.batch)
         work.store(ops)
         work.score(ops, work.batch)
-        work.stamp(ops, work.batch)
     state = ((*w.buffers, *w.step, w.key_cache, w.value_cache) for w in (ours, theirs))
     for got, want in zip(*state, strict=True):
         # Only the softmax of bounds rounds.

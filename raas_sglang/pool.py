@@ -138,7 +138,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         )
 
     def stamp_decode(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
-        """Ends a decode step: scores the pages of all layers and stamps the important ones.
+        """Ends a decode step: stamps the pages of all layers that were important.
 
         Nothing before the next step reads the timestamps, so one launch does for all layers.
 
@@ -148,8 +148,9 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         """
         state, options = self.state, self.options._replace(scaling=layer.scaling)
         if options.bound_scores:
-            self.ops.score_pages(state.step, self.key_caches, rows, state.buffers, options)
-        self.ops.stamp_decode(state.step, rows, state.buffers, options)
+            self.ops.score_pages(state.scratch, self.key_caches, rows, state.buffers, options)
+        else:
+            self.ops.stamp_decode(state.step, rows, state.buffers, options)
 
     def resume(self, slot: int, request: RequestState) -> None:
         """Lets a request go on whose last L generated tokens were prefilled again.

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from raas_kernels import EvictionBuffers, Policy, RequestTables
-from raas_kernels.layout import StepBuffers
+from raas_kernels import EvictionBuffers, Policy, RequestTables, ScoreScratch, StepBuffers
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestState
 
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from raas_kernels.exact_scores import AttentionLogits
 
 _NO_LIMIT = 2**62
+# Programs that score: as many as fit at a time, by their registers and shared memory.
+PROGRAMS_PER_PROCESSOR = 2
 
 
 class StateShape(NamedTuple):
@@ -55,6 +56,7 @@ class EvictionState:
     Attributes:
         buffers: State of all layers.
         step: What a decode step passes between its begin, its layers and its end.
+        scratch: What pages are scored in at its end, with `--kv-score bound`.
         logits: What attention leaves for the scores of a layer, with `--kv-score exact` on a GPU.
         capacities: [R] int64. P + L: resident length at which each request stops growing.
         capacities_cpu: The same on the host.
@@ -74,16 +76,13 @@ class EvictionState:
         self.config = config
         self.device = torch.device(device)
 
-        def zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros((shape.layers, *size), dtype=dtype, device=self.device)
+        def zeros(fields: _Fields) -> list[torch.Tensor]:
+            return [torch.zeros(size, dtype=dtype, device=self.device) for size, dtype in fields]
 
-        self.buffers = EvictionBuffers(
-            *(zeros(*field) for field in _buffer_fields(config, shape, num_slots))
-        )
+        self.buffers = EvictionBuffers(*zeros(_buffer_fields(config, shape, num_slots)))
         self.logits = self._logits(config, shape, num_slots)
-        self.step = StepBuffers(
-            *(zeros(*field) for field in _step_fields(config, shape, num_slots))
-        )
+        self.step = StepBuffers(*zeros(_step_fields(config, shape, num_slots)))
+        self.scratch = ScoreScratch(*zeros(_scratch_fields(config, num_slots, self.device)))
         self._tables = torch.zeros(
             (len(RequestTables._fields), num_slots), dtype=torch.int32, device=self.device
         )
@@ -96,10 +95,18 @@ class EvictionState:
     @staticmethod
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
         """Device memory that one more request slot costs."""
-        fields = _buffer_fields(config, shape, 1) + _step_fields(config, shape, 1)
-        layered = sum(math.prod(size) * dtype.itemsize for size, dtype in fields)
         logits = 0 if config.kv_score == "bound" else shape.query_heads * (config.max_budget + 1)
-        return shape.layers * layered + logits * torch.float32.itemsize
+        fields = [
+            *_buffer_fields(config, shape, 1),
+            *_step_fields(config, shape, 1),
+            ((logits,), torch.float32),
+        ]
+        return _bytes(fields)
+
+    @staticmethod
+    def scratch_bytes(config: RaasConfig, device: torch.device | str) -> int:
+        """Device memory that is needed once, but for 4 bytes a slot."""
+        return _bytes(_scratch_fields(config, 0, torch.device(device)))
 
     def _logits(
         self, config: RaasConfig, shape: StateShape, num_slots: int
@@ -191,25 +198,45 @@ class EvictionState:
 _Fields = list[tuple[tuple[int, ...], torch.dtype]]
 
 
+def _bytes(fields: _Fields) -> int:
+    return sum(math.prod(size) * dtype.itemsize for size, dtype in fields)
+
+
 def _buffer_fields(config: RaasConfig, shape: StateShape, slots: int) -> _Fields:
-    """Size and dtype of each field of `EvictionBuffers`, for one layer."""
-    pages = config.max_budget // config.page_size
-    steps = config.scored_steps if config.kv_score == "bound" else 0
+    """Size and dtype of each field of `EvictionBuffers`."""
+    pages, steps = _pages(config), config.scored_steps if config.kv_score == "bound" else 0
+    heads = (shape.layers, slots, shape.heads)
     return [
-        ((slots, shape.heads, pages), torch.int32),
-        ((slots, shape.heads, pages), torch.int32),
-        ((slots, shape.heads, pages), torch.float32),
-        ((slots, shape.heads), torch.int32),
-        ((slots, steps, shape.query_heads, shape.head_dim), shape.dtype),
+        ((*heads, pages), torch.int32),
+        ((*heads, pages), torch.int32),
+        ((*heads, pages), torch.float32),
+        (heads, torch.int32),
+        ((*heads[:2], steps, shape.query_heads, shape.head_dim), shape.dtype),
     ]
 
 
 def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
-    """Size and dtype of each field of `StepBuffers`, for one layer."""
-    pages = config.max_budget // config.page_size
+    """Size and dtype of each field of `StepBuffers`."""
+    scored = (shape.layers, 0 if config.kv_score == "bound" else rows, shape.heads, _pages(config))
     return [
-        ((rows, shape.heads), torch.int32),
-        ((rows,), torch.int32),
-        ((rows, config.scored_steps, shape.heads, pages), torch.float32),
-        ((0 if config.kv_score == "bound" else rows, shape.heads, pages), torch.float32),
+        ((shape.layers, rows, shape.heads), torch.int32),
+        ((shape.layers, rows), torch.int32),
+        (scored, torch.float32),
+        (scored, torch.float32),
     ]
+
+
+def _scratch_fields(config: RaasConfig, rows: int, device: torch.device) -> _Fields:
+    """Size and dtype of each field of `ScoreScratch`."""
+    is_gpu = device.type == "cuda"
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
+    programs = 0 if config.kv_score == "exact" else PROGRAMS_PER_PROCESSOR * processors
+    return [
+        ((rows,), torch.int32),
+        ((1,), torch.int32),
+        ((programs, config.scored_steps, _pages(config)), torch.float32),
+    ]
+
+
+def _pages(config: RaasConfig) -> int:
+    return config.max_budget // config.page_size

@@ -6,6 +6,7 @@ from raas_kernels.layout import (
     KeyCaches,
     Policy,
     RequestTables,
+    ScoreScratch,
     StepBuffers,
     StepOptions,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "KeyCaches",
     "Policy",
     "RequestTables",
+    "ScoreScratch",
     "StepBuffers",
     "StepOptions",
 ]

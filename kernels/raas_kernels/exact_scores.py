@@ -72,11 +72,12 @@ def score_logits(
     rows = batch.positions.shape[0]
     heads, pages = step.page_mass.shape[1:]
     queries, tokens = logits.logits.shape[1:]
-    if tokens != pages * options.page_size or step.page_scores.shape[1:] != (1, heads, pages):
+    if tokens != pages * options.page_size or step.page_scores.shape != step.page_mass.shape:
         raise ValueError(
-            f"logits must hold the tokens of {pages} pages of {options.page_size}, and page_mass "
-            f"page_scores be of one step, got {tokens} tokens and {tuple(step.page_scores.shape)}; "
-            "allocate them for the same largest budget, without bound_scores"
+            f"logits must hold the tokens of {pages} pages of {options.page_size}, and page_scores "
+            f"be {tuple(step.page_mass.shape)}, got {tokens} tokens and "
+            f"{tuple(step.page_scores.shape)}; allocate them for the same largest budget, without "
+            "bound_scores"
         )
     if rows == 0:
         return

@@ -3,7 +3,7 @@
 Letters in shapes: ``B`` rows of a decode batch, ``M`` rows of the largest one, ``R`` request slots
 of SGLang's `ReqToTokenPool` (row 0 is its padding row), ``Y`` layers, ``Hq`` query heads, ``H`` KV
 heads, ``D`` head size, ``S`` KV slots, ``N`` eviction pages of the largest budget, ``T`` decode
-steps that are scored together.
+steps that are scored together, ``G`` programs that score.
 """
 
 from enum import IntEnum
@@ -74,17 +74,17 @@ class EvictionBuffers(NamedTuple):
 class StepBuffers(NamedTuple):
     """What one decode step passes between its begin, its layers and its end.
 
-    All layers begin at once, in `claim_slots`, and end at once, in `score_pages` and
-    `stamp_decode`; what is left for each layer is to store. Only the batch's rows are ever read.
+    All layers begin at once, in `claim_slots`, and end at once, in `score_pages` or `stamp_decode`;
+    what is left for each layer is to store. Only the batch's rows are ever read.
 
     Attributes:
         targets: [Y, M, H] int32. KV slot that each head writes this step's token to.
         query_places: [Y, M] int32. Place of the row's queries in `EvictionBuffers.queries` of the
             layer, counted over ``R * T``.
-        page_scores: [Y, M, T, H, N] float32. Score of each page at each step that is scored: its
-            bound, or the largest attention probability of one of its tokens.
+        page_scores: [Y, M, H, N] float32. Largest attention probability of a token of the page;
+            unused, and M is 0, with `StepOptions.bound_scores`.
         page_mass: [Y, M, H, N] float32. Sum of the probabilities of the page's tokens, the mean
-            over the KV head's queries; unused, and M is 0, with `StepOptions.bound_scores`.
+            over the KV head's queries; unused like ``page_scores``.
     """
 
     targets: torch.Tensor
@@ -95,6 +95,21 @@ class StepBuffers(NamedTuple):
     def layer(self, index: int) -> "StepBuffers":
         """Views of one layer, counted from this rank's first."""
         return StepBuffers(*(tensor[index] for tensor in self))
+
+
+class ScoreScratch(NamedTuple):
+    """What `score_pages` works with; nothing in it outlives the op.
+
+    Attributes:
+        due_rows: [M] int32. The rows that are due, as many as ``due_count`` says.
+        due_count: [1] int32.
+        scores: [G, T, N] float32. Page scores of the head that each program has in hand. So many
+            programs share the heads of all layers and due rows.
+    """
+
+    due_rows: torch.Tensor
+    due_count: torch.Tensor
+    scores: torch.Tensor
 
 
 class DecodeBatch(NamedTuple):

@@ -11,8 +11,8 @@ from raas_kernels import torch_ops
 def implementation(device: torch.device | str) -> ModuleType:
     """Returns the module that holds the ops for a device.
 
-    In the order of a decode step: `claim_slots`, `store_decode` for each layer, `score_pages` with
-    bound scores, `stamp_decode`.
+    In the order of a decode step: `claim_slots`, `store_decode` for each layer, then `score_pages`
+    with bound scores, or else `stamp_decode`.
 
     Triton needs a GPU, or ``TRITON_INTERPRET=1`` set before the process started.
     """

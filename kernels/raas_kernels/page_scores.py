@@ -51,7 +51,7 @@ def exact_scores(
         pages = weights.shape[2]
         own = _own_tokens(buffers.current[slot], generated - 1, pages, size)
         weights = weights * own[:, None]
-        step.page_scores[row, 0, :, :pages] = weights.amax(3).amax(1)
+        step.page_scores[row, :, :pages] = weights.amax(3).amax(1)
         step.page_mass[row, :, :pages] = weights.sum(3).mean(1)
 
 

@@ -15,6 +15,7 @@ from raas_kernels.layout import (
     EvictionBuffers,
     KeyCaches,
     Policy,
+    ScoreScratch,
     StepBuffers,
     StepOptions,
 )
@@ -88,25 +89,31 @@ def store_decode(
 
 
 def score_pages(
-    step: StepBuffers,
+    scratch: ScoreScratch,
     keys: KeyCaches,
     batch: DecodeBatch,
     buffers: EvictionBuffers,
     options: StepOptions,
 ) -> None:
-    """Scores the pages of RaaS rows by their bounds: Quest's upper bound of q·k over the page.
+    """Scores the pages of RaaS rows by their bounds, and stamps those that were important.
 
     Called once after the last layer, with `StepOptions.bound_scores`. Does nothing but for rows
     whose step is the last of `StepOptions.scored_steps`: for these the minimum and maximum of each
-    channel over the keys of each page, and their bounds for the queries of all those steps. A
-    page's score is the maximum over the KV head's queries, without the softmax scale, which does
-    not change the order.
+    channel over the keys of each page, and their bounds for the queries of all those steps (Quest's
+    upper bound of q·k over the page). A page's score is the maximum over the KV head's queries,
+    without the softmax scale, which does not change the order.
+
+    Then each of these steps in turn, as far as the request has left queries: the best
+    `RequestTables.stamp_pages` pages get the step's timestamp, ties to the lower page. With
+    `StepOptions.fade` (the lrfu rule) no page is stamped, but the mass of each page fades by that
+    factor and gains the share of `page_shares`. Only pages that were full before these steps take
+    part; newer ones have newer timestamps, and no mass yet.
 
     Args:
-        step: ``page_scores`` are written, but of pages that hold no tokens.
+        scratch: Working memory of the kernels; not used here.
         keys: Key caches of all layers, this step's already stored.
         batch: Rows of the step, as given to `claim_slots`.
-        buffers: Eviction state of all layers.
+        buffers: Eviction state of all layers; stamps or mass are updated.
         options: Server-wide choices.
     """
     rows, size = _rows_to_stamp(batch, options), options.page_size
@@ -117,31 +124,27 @@ def score_pages(
     slots = batch.kv_indices[torch.where(present.repeat_interleave(size, 1), places, 0)].long()
     for layer, cache in enumerate(keys.layers):
         of_pages = cache[slots].view(-1, pages, size, *cache.shape[1:]).transpose(1, 3).float()
-        low, high = of_pages.amin(2), of_pages.amax(2)
-        scores, queries = step.page_scores[layer], buffers.queries[layer]
+        low, high, state = of_pages.amin(2), of_pages.amax(2), buffers.layer(layer)
+        candidate = _candidates(rows, state, options)
         for place in range(options.scored_steps):
-            bounds = bound_scores(queries[rows.slots, place], low, high)
-            kept = scores[rows.row, place]
-            scores[rows.row, place] = torch.where(present[:, None], bounds, kept)
+            now = rows._replace(step=rows.step + 1 - options.scored_steps + place)
+            known = candidate & (now.step >= rows.first_steps)[:, None, None]
+            bounds = bound_scores(state.queries[rows.slots, place], low, high)
+            _note_use(now, known, bounds, state, options)
 
 
 def stamp_decode(
     step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
 ) -> None:
-    """Stamps the pages of RaaS rows by their scores; without bound scores gathers mass too.
+    """Stamps the pages of RaaS rows by attention itself; H2O rows gather it.
 
-    Called once after the last layer; does nothing for RaaS rows but at the last of
-    `StepOptions.scored_steps`, and then for each of these in turn, as far as the request has left
-    queries. The best `RequestTables.stamp_pages` pages get the step's timestamp, ties to the lower
-    page, or with `StepOptions.alpha` those that score above it. Only pages that were full before
-    these steps take part; newer ones have newer timestamps and take no other's place.
-
-    With `StepOptions.fade` (the lrfu rule) no page is stamped: the mass of each page of a RaaS row
-    fades by that factor and gains the page's score, with bound scores the share of `page_shares`;
-    newer pages stay at zero. H2O rows gain ``page_mass`` at every step under any rule.
+    Called once after the last layer, without `StepOptions.bound_scores`. As `score_pages` stamps,
+    but one step at a time by ``page_scores``; with `StepOptions.alpha` the pages that score above
+    it, and with `StepOptions.fade` the mass gains the score as it is. Of interrupted requests the
+    steps before `RequestTables.first_steps` are unknown. H2O rows gain ``page_mass``.
 
     Args:
-        step: Scores of all layers and, without bound scores, masses.
+        step: Scores and masses of all layers.
         batch: Rows of the step, as given to `claim_slots`.
         buffers: Eviction state of all layers; stamps and mass are updated.
         options: Server-wide choices.
@@ -150,14 +153,9 @@ def stamp_decode(
     h2o = _rows(batch, batch.requests.policies == Policy.H2O)
     for layer in range(buffers.stamps.shape[0]):
         of_layer, state = step.layer(layer), buffers.layer(layer)
-        if not options.bound_scores:
-            state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
-        candidate = _candidates(raas, state, options)
-        for place in range(options.scored_steps):
-            now = raas.step + 1 - options.scored_steps + place
-            known = candidate & (now >= raas.first_steps)[:, None, None]
-            scores = of_layer.page_scores[raas.row, place]
-            _note_use(raas._replace(step=now), known, scores, state, options)
+        state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
+        known = _candidates(raas, state, options) & (raas.step >= raas.first_steps)[:, None, None]
+        _note_use(raas, known, of_layer.page_scores[raas.row], state, options)
 
 
 class _Rows(NamedTuple):

@@ -18,6 +18,7 @@ from raas_kernels import (
     KeyCaches,
     Policy,
     RequestTables,
+    ScoreScratch,
     StepBuffers,
     StepOptions,
     torch_ops,
@@ -104,8 +105,14 @@ class Engine:
         self.step_buffers = StepBuffers(
             torch.full((*most, self.heads), -77, **integers),
             torch.full(most, -77, **integers),
-            nan(*most, self.options.scored_steps, self.heads, pages),
             nan(*most, self.heads, pages),
+            nan(*most, self.heads, pages),
+        )
+        # Fewer programs than there are heads to score, so that each takes some.
+        self.scratch = ScoreScratch(
+            torch.full((rows,), -77, **integers),
+            torch.full((1,), -77, **integers),
+            nan(3, self.options.scored_steps, pages),
         )
         self.queries = {}
 
@@ -156,10 +163,10 @@ class Engine:
                 self.step_buffers.layer(layer), self.buffers.layer(layer), self.options,
             )  # fmt: skip
         if self.options.bound_scores:
-            self.ops.score_pages(state[0], self.key_caches, *state[1:])
+            self.ops.score_pages(self.scratch, self.key_caches, *state[1:])
         else:
             self.attend(rows, generator)
-        self.ops.stamp_decode(*state)
+            self.ops.stamp_decode(*state)
         for layer, (q, k) in enumerate(given):
             self.follow(layer, step, q, k)
         self.compare(step)
@@ -173,7 +180,7 @@ class Engine:
 
     def follow(self, layer, step, q, k):
         keys, values = self.key_cache[layer].cpu(), self.value_cache[layer].cpu()
-        scores = self.step_buffers.page_scores[layer, :, 0].cpu()
+        scores = self.step_buffers.page_scores[layer].cpu()
         mass = self.step_buffers.page_mass[layer].cpu()
         for row, request in enumerate(self.requests):
             for head, naive in enumerate(self.naive[layer][row]):

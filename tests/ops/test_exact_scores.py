@@ -93,7 +93,7 @@ class Step:
         logits = AttentionLogits.empty(count + 1, heads, self.pages * PAGE, self.device)
         scores = torch.full((count + 1, self.heads, self.pages), nan, device=self.device)
         unused = [torch.empty(0, device=self.device)] * 2
-        step = StepBuffers(*unused, scores[:, None].clone(), scores)
+        step = StepBuffers(*unused, scores.clone(), scores)
         return AttentionLogits(*(tensor.fill_(nan) for tensor in logits)), step
 
     def attention_in_torch(self, logits):
@@ -119,7 +119,7 @@ class Step:
             for head, page in enumerate(self.buffers.current[slots[row]].tolist()):
                 padded[head, :, page, now % PAGE + 1 :] = 0
             largest, mass = padded.amax(3).amax(1), padded.sum(3).mean(1)
-            for got, want in ((step.page_scores[:, 0], largest), (step.page_mass, mass)):
+            for got, want in ((step.page_scores, largest), (step.page_mass, mass)):
                 torch.testing.assert_close(got[row].cpu(), want, **tolerance)
         assert step.page_scores[len(self.rows) :].isnan().all()
 

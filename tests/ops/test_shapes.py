@@ -18,6 +18,7 @@ from raas_kernels import (
     KeyCaches,
     Policy,
     RequestTables,
+    ScoreScratch,
     StepBuffers,
     StepOptions,
     torch_ops,
@@ -37,6 +38,7 @@ class Rows:
         self.layers, self.heads, self.group = rest.get("layers", 2), heads, group
         self.page = rest.get("page", PAGE)
         self.scored_steps = rest.get("scored_steps", self.page)
+        self.programs = rest.get("programs", 5)
         self.slots = 1 + torch.randperm(rows, generator=self.generator)
         self.prompt = torch.randint(1, 40, (rows,), generator=self.generator)
         budgets = torch.randint(1, pages + 1, (rows,), generator=self.generator)
@@ -57,7 +59,7 @@ class Rows:
         self.kv_slots = order.view(rows, width)
 
     def fresh(self):
-        """State as after a random past: key cache, value cache, eviction and step buffers."""
+        """State as after a random past: keys, values, eviction and step buffers, and scratch."""
         rows = len(self.slots)
         shape = (self.layers, rows + 1, self.heads, self.pages)
         births = torch.rand(shape, generator=self.generator).argsort(-1).int() * self.page
@@ -78,8 +80,13 @@ class Rows:
         step_buffers = StepBuffers(
             torch.full((*most, self.heads), -77, dtype=torch.int32),
             torch.full(most, -77, dtype=torch.int32),
-            self.nan(*most, self.scored_steps, self.heads, self.pages),
             self.nan(*most, self.heads, self.pages),
+            self.nan(*most, self.heads, self.pages),
+        )
+        scratch = ScoreScratch(
+            torch.full(most[1:], -77, dtype=torch.int32),
+            torch.full((1,), -77, dtype=torch.int32),
+            self.nan(self.programs, self.scored_steps, self.pages),
         )
         keys = self.small((self.layers, self.total, self.heads, self.dim))
         values = torch.full_like(keys, float("nan"))
@@ -87,7 +94,7 @@ class Rows:
             # Neither the prompt nor what is yet to come may be looked at.
             keys[:, slots[:prompt]] = float("nan")
             keys[:, slots[prompt + step :]] = float("nan")
-        return keys, values, buffers, step_buffers
+        return keys, values, buffers, step_buffers, scratch
 
     def integers(self, shape, low, high):
         return torch.randint(low, high, shape, generator=self.generator)
@@ -124,7 +131,7 @@ class Rows:
 
 
 def run_step(ops, state, qkv, batch, options, key_caches=None):
-    keys, values, buffers, step_buffers = state
+    keys, values, buffers, step_buffers, scratch = state
     key_caches = key_caches or KeyCaches.of(list(keys))
     ops.claim_slots(step_buffers, batch, buffers, options)
     for layer, projected in enumerate(qkv):
@@ -134,8 +141,9 @@ def run_step(ops, state, qkv, batch, options, key_caches=None):
         of_layer = step_buffers.layer(layer), buffers.layer(layer)
         ops.store_decode(q, k, v, keys[layer], values[layer], *of_layer, options)
     if options.bound_scores:
-        ops.score_pages(step_buffers, key_caches, batch, buffers, options)
-    ops.stamp_decode(step_buffers, batch, buffers, options)
+        ops.score_pages(scratch, key_caches, batch, buffers, options)
+    else:
+        ops.stamp_decode(step_buffers, batch, buffers, options)
 
 
 def copied(value, device):
@@ -150,7 +158,7 @@ def assert_same(got, want, rounds=0.0):
     """Equal bit for bit, but for masses, which may differ by the relative error ``rounds``."""
     names = ("keys", "values", *EvictionBuffers._fields, *StepBuffers._fields)
     states = copied([got, want], "cpu")
-    flat = [(*state[:2], *state[2], *state[3]) for state in states]
+    flat = [(*state[:2], *state[2], *state[3]) for state in states]  # scratch may differ
     for name, ours, theirs in zip(names, *flat, strict=True):
         # Slot 0, of KV or of requests, takes whatever padded and saturated rows are told to drop.
         if name in ("keys", "values", "queries"):
@@ -199,6 +207,8 @@ SHAPES = {
     "head size 80": {"dim": 80},
     "several tiles": {"dim": 16, "pages": 70},
     "pages that are scored late": {"scored_steps": 32, "steps": 34},
+    "one program": {"programs": 1},
+    "a program for each head": {"programs": 99},
     "many pages": {"rows": 3, "dim": 16, "pages": 257, "dtype": torch.float16},
     "exact scores": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
@@ -269,17 +279,20 @@ def test_a_replayed_graph_equals_the_torch_ops():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_bounds_of_real_numbers(dtype):
     """Products are exact and sums are float32: no further from float64 than float32 sums are."""
-    rows = Rows(**{**SMALL, "group": 7, "dim": 128, "pages": 100, "dtype": dtype})
+    rows = Rows(**{**SMALL, "group": 7, "dim": 128, "pages": 100, "dtype": dtype, "programs": 28})
     rows.policies[:] = Policy.RAAS
     rows.step[:] = PAGE * 10**5 - 1  # the last of a page
-    keys, _, buffers, step_buffers = rows.fresh()
+    keys, _, buffers, _, scratch = rows.fresh()
     keys.normal_(generator=rows.generator)
     buffers.queries.normal_(generator=rows.generator)
-    on_device = copied((keys, step_buffers, rows.batch(), buffers), "cuda")
+    on_device = copied((keys, scratch, rows.batch(), buffers), "cuda")
     key_caches = KeyCaches.of(list(on_device[0]))
     options = StepOptions(PAGE, 2, True, None, PAGE)
     implementation("cuda").score_pages(on_device[1], key_caches, *on_device[2:], options)
-    got = on_device[1].page_scores.cpu().double()
+    # Each head has a program of its own, and all rows are due: [B, Y, H, T, N].
+    got = (
+        on_device[1].scores.cpu().double().view(len(rows.slots), rows.layers, rows.heads, PAGE, -1)
+    )
     for row, (slot, kv_slots, prompt, budget) in enumerate(
         zip(rows.slots, rows.kv_slots, rows.prompt, rows.budgets, strict=True)
     ):
@@ -289,7 +302,7 @@ def test_bounds_of_real_numbers(dtype):
         query = buffers.queries[:, slot].double().unflatten(2, (rows.heads, rows.group))[:, :, None]
         products = torch.maximum(query * low, query * high)
         want, scale = products.sum(-1).amax(-1), products.abs().sum(-1).amax(-1)
-        error = (got[:, row, :, :, : budget // PAGE].transpose(2, 3) - want).abs() / scale
+        error = (got[row, :, :, :, : budget // PAGE].permute(0, 2, 3, 1) - want).abs() / scale
         assert error.max() < rows.dim * 2.0**-24
 
 
@@ -300,7 +313,7 @@ def test_tensors_that_the_kernels_cannot_take_are_refused():
     from raas_kernels.store_decode import store_decode
 
     rows = Rows(**SMALL)
-    keys, values, buffers, step = rows.fresh()
+    keys, values, buffers, step, scratch = rows.fresh()
     batch, options = rows.batch(), StepOptions(PAGE, 0, True, None, PAGE)
     k = torch.zeros(7, 2, 64)
     q = torch.zeros(7, 64, 4).transpose(1, 2)
@@ -320,15 +333,19 @@ def test_tensors_that_the_kernels_cannot_take_are_refused():
     key_caches = KeyCaches.of(list(keys))
     half = buffers._replace(queries=buffers.queries.half())
     with pytest.raises(ValueError, match="queries must have the type of the KV cache"):
-        score_pages(step, key_caches, batch, half, options)
+        score_pages(scratch, key_caches, batch, half, options)
     with pytest.raises(ValueError, match="keys must be 2 caches with contiguous heads of 64"):
-        score_pages(step, KeyCaches.of([keys[0]]), batch, buffers, options)
+        score_pages(scratch, KeyCaches.of([keys[0]]), batch, buffers, options)
     few = buffers._replace(queries=buffers.queries[:, :, :1])
     with pytest.raises(ValueError, match="queries must be contiguous"):
-        score_pages(step, key_caches, batch, few, options)
-    wrong = step._replace(page_scores=step.page_scores[..., :2])
-    with pytest.raises(ValueError, match="page_scores must be contiguous"):
+        score_pages(scratch, key_caches, batch, few, options)
+    wrong = scratch._replace(scores=scratch.scores[..., :2])
+    with pytest.raises(ValueError, match="scores must be contiguous"):
         score_pages(wrong, key_caches, batch, buffers, options)
+    none = scratch._replace(scores=scratch.scores[:0])
+    with pytest.raises(ValueError, match=r"scratch must be for 7 rows and for some programs"):
+        score_pages(none, key_caches, batch, buffers, options)
+    wrong = step._replace(page_scores=step.page_scores[..., :2])
     with pytest.raises(ValueError, match="page_scores must be contiguous"):
         stamp_decode(wrong, batch, buffers, options)
 

@@ -8,42 +8,51 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from raas_kernels import claim_slots, exact_scores, score_pages, stamp_decode, store_decode
+from raas_kernels import (
+    claim_slots,
+    due_rows,
+    exact_scores,
+    score_pages,
+    stamp_decode,
+    store_decode,
+)
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {
     **dict.fromkeys(("queries", "key_cache", "value_cache", "q", "k", "v"), "*bf16"),
-    **dict.fromkeys(("page_scores", "page_mass", "mass", "logits", "lse"), "*fp32"),
+    **dict.fromkeys(("scores", "page_scores", "page_mass", "mass", "logits", "lse"), "*fp32"),
     **dict.fromkeys(("pointers", "positions", "req_pool_indices", "out_cache_loc"), "*i64"),
 }
 SCALARS = dict.fromkeys(("alpha", "fade", "scaling_log2"), "fp32")
 HEADS = {"HEADS": 4, "GROUP": 7, "HEAD_DIM": 128, "BLOCK_DIM": 128}
-PAGES = {"HEADS": 4, "BLOCK_PAGES": 512, "PAGE_SIZE": 2, "SCORED_STEPS": 4}
-TILES = {"BLOCK_GROUP": 8, "BLOCK_STEPS": 4, "BLOCK_PAGES": 64, "TILES": 8, "WIDE": False}
-PAPER = {"TILES": 1, "PAGE_SIZE": 16, "SCORED_STEPS": 16, "BLOCK_STEPS": 8}
-BOUNDS, NO_BOUNDS = {"BOUND_SCORES": True}, {"BOUND_SCORES": False, "SCORED_STEPS": 1}
+PAGES = {"HEADS": 4, "BLOCK_PAGES": 512, "PAGE_SIZE": 2}
+STEPS = {"SCORED_STEPS": 8}
+TILES = {"BLOCK_GROUP": 8, "BLOCK_STEPS": 8, "TILE_PAGES": 64, "WIDE": False, "FADES": True}
+PAPER = {"BLOCK_PAGES": 64, "PAGE_SIZE": 16, "SCORED_STEPS": 16, "FADES": False}
+BOUNDS = {"BOUND_SCORES": True}
 KERNELS = {
-    "claim_slots": (claim_slots._claim_slots_kernel, PAGES | BOUNDS | {"FADES": True, "FLOOR": 96}),
+    "claim_slots": (
+        claim_slots._claim_slots_kernel,
+        PAGES | STEPS | BOUNDS | {"FADES": True, "FLOOR": 96},
+    ),
+    "list_due_rows": (due_rows._list_due_rows_kernel, STEPS | {"BLOCK_ROWS": 1024}),
     "store_decode": (
         store_decode._store_decode_kernel,
         HEADS | BOUNDS | {"BLOCK_QUERIES": 1024, "OVERLAPS": True},
     ),
-    "score_pages": (score_pages._score_pages_kernel, PAGES | HEADS | TILES),
+    "score_pages": (score_pages._score_pages_kernel, PAGES | STEPS | HEADS | TILES),
     "score_pages of the paper": (
         score_pages._score_pages_kernel,
         PAGES | HEADS | TILES | PAPER,
     ),
-    "stamp_decode": (
-        stamp_decode._stamp_decode_kernel,
-        PAGES | BOUNDS | {"FADES": True, "ALPHA": False},
-    ),
+    "stamp_decode": (stamp_decode._stamp_decode_kernel, PAGES | {"FADES": True, "ALPHA": False}),
     "stamp_decode of the paper": (
         stamp_decode._stamp_decode_kernel,
-        PAGES | BOUNDS | {"FADES": False, "ALPHA": False},
+        PAGES | {"FADES": False, "ALPHA": False},
     ),
     "stamp_decode of alpha": (
         stamp_decode._stamp_decode_kernel,
-        PAGES | NO_BOUNDS | {"FADES": False, "ALPHA": True},
+        PAGES | {"FADES": False, "ALPHA": True},
     ),
     "score_logits": (
         exact_scores._score_logits,
