@@ -18,6 +18,7 @@ _TILE_ROWS = 16
 _WORKSPACE_MARGIN = 16 * 2**20  # bytes
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -94,6 +95,31 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         """Begins a decode step within the graph, beside the embedding and the first projections."""
         super().init_forward_metadata_in_graph(forward_batch)
         self.claim_slots()
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: "RadixAttention",
+        forward_batch: "ForwardBatch",
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """SGLang's decode attention without its copy of the queries.
+
+        FlashInfer reads them where the projection left them. The copy would not only take its time
+        but stand between the store and attention, which else is launched while the store ends.
+        """
+        out: torch.Tensor = self.forward_metadata.decode_wrappers[0].forward(
+            q.view(-1, layer.tp_q_head_num, layer.head_dim),
+            self.pool.get_kv_buffer(layer.layer_id),
+            sm_scale=layer.scaling,
+            logits_soft_cap=layer.logit_cap,
+            k_scale=layer.k_scale_float,
+            v_scale=layer.v_scale_float,
+            **kwargs,
+        )
+        return out.view(-1, layer.tp_q_head_num * layer.head_dim)
 
     def _is_unsplit(self, batch_size: int) -> bool:
         """Whether graphs of a batch size split no row: where none would be, or none may be."""

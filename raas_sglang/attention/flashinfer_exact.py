@@ -61,7 +61,7 @@ class RaasFlashInferExactAttnBackend(RaasFlashInferAttnBackend):
         assert logits is not None, "allocated with --kv-score exact"
         wrapper = self.forward_metadata.decode_wrappers[0]
         out: torch.Tensor = wrapper.run_with_logits(
-            q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim),
+            q.view(-1, layer.tp_q_head_num, layer.head_dim),
             self.pool.get_kv_buffer(layer.layer_id),
             layer.scaling,
             self.rows.requests,

@@ -50,7 +50,8 @@ class Step:
         indices = torch.randperm(total - 1, generator=self.generator) + 1
         self.indices = indices.int().to(device)
         count = len(rows)
-        self.q = self.normal(count, heads * group, dim) * 2
+        # A view, as the model hands it over: key and value heads stand between two rows' queries.
+        self.q = (self.normal(count, heads * (group + 2), dim) * 2)[:, : heads * group]
         self.keys, self.values = self.normal(total, heads, dim), self.normal(total, heads, dim)
         # Slot 0 is padding; rows live in slots of any order.
         order = torch.randperm(count, generator=self.generator) + 1
