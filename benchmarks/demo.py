@@ -17,7 +17,7 @@ from typing import Any
 
 import requests
 
-from local_server import CPU_FLAGS, LocalServer
+from local_server import CPU_FLAGS, CPU_POOL, LocalServer
 from raas_sglang.cpu import cpu_environment
 from reasoner.problem import REGIMES, Problem, grade, make_problem
 
@@ -78,7 +78,7 @@ def main() -> int:
     ]
     server = LocalServer(
         [
-            *CPU_FLAGS,
+            *(*CPU_FLAGS, *CPU_POOL),
             *("--kv-policy", "raas", "--kv-budget", str(args.kv_budget)),
             *("--max-running-requests", str(args.problems)),
             "--skip-server-warmup",

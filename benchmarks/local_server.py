@@ -19,6 +19,8 @@ CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16"),
     *("--grammar-backend", "outlines"),
 )
+# Without a size, SGLang's KV cache takes most of the host's memory.
+CPU_POOL = ("--max-total-tokens", "60000")
 # SGLang's own checks: every slot accounted for after each step and when idle, no page free twice.
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",

@@ -68,8 +68,10 @@ def backend(args: argparse.Namespace) -> Iterator[Any]:
         return
     settings = {"model_path": args.model_path, "kv_policy": "raas", "kv_budget": args.kv_budget}
     if args.device == "cpu":
-        # An idle scheduler would spin on a core that the others need.
-        settings |= {"device": "cpu", "attention_backend": "torch_native", "sleep_on_idle": True}
+        # An idle scheduler would spin on a core that the others need, and the KV cache would take
+        # most of the host's memory.
+        settings |= {"device": "cpu", "attention_backend": "torch_native"}
+        settings |= {"sleep_on_idle": True, "max_total_tokens": 60000}
     runtime = sgl.Runtime(**settings)
     try:
         yield runtime

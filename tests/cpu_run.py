@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from client import generate, problem, together
-from local_server import CPU_FLAGS, LocalServer
+from local_server import CPU_FLAGS, CPU_POOL, LocalServer
 from raas_sglang.cpu import cpu_environment
 from reasoner.problem import Problem, grade
 
@@ -124,7 +124,7 @@ def make_run(server, policy: str, budget: int | None, total: int, traced: int) -
 
 def main() -> None:
     flags = ["--kv-policy", "raas", "--kv-budget", "256", "--kv-max-budget", "512"]
-    room = ["--max-running-requests", str(CONCURRENT), "--max-total-tokens", "60000"]
+    room = ["--max-running-requests", str(CONCURRENT), *CPU_POOL]
     with LocalServer([*CPU_FLAGS, *flags, *room, "--skip-server-warmup"], cpu_environment()) as one:
         runs = [asdict(make_run(one, *choice)) for choice in CHOICES]
     versions = {name: importlib.metadata.version(name) for name in ("sglang", "torch")}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accuracy.grid import Cell
-from local_server import CPU_FLAGS, LocalServer
+from local_server import CPU_FLAGS, CPU_POOL, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
 
 GPU_FLAGS = ("--disable-prefill-cuda-graph", "--mem-fraction-static", "0.9")
@@ -41,7 +41,7 @@ def make_server(
     budget = str(max((cell.budget or 0 for cell in cells), default=0) or 64)
     return LocalServer(
         [
-            *(GPU_FLAGS if on_gpu else CPU_FLAGS),
+            *(GPU_FLAGS if on_gpu else (*CPU_FLAGS, *CPU_POOL)),
             *(("--cuda-graph-max-bs-decode", str(concurrency)) if on_gpu else ()),
             *("--max-running-requests", str(concurrency)),
             *("--skip-server-warmup", "--sleep-on-idle"),
