@@ -19,7 +19,7 @@ FLAGS = (
 # Where it does not matter how prompts are prefilled, so that servers start faster.
 EAGER_PREFILL = ("--disable-prefill-cuda-graph",)
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
-HALF = ("--dtype", "float16", "--attention-backend", "flashinfer", *EAGER_PREFILL)
+HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
 DETERMINISTIC = (*RAAS, "--enable-deterministic-inference", *EAGER_PREFILL)
 TP = ("--tp-size", "2", "--disable-custom-all-reduce", *EAGER_PREFILL)
 # A later flag overrides an earlier one.
