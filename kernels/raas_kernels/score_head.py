@@ -75,38 +75,55 @@ def _by_sign(query, factor_type: tl.constexpr):
 
 
 @triton.jit
-def note_use(
+def stamp_best(
     scores_ptr,
     stamps_ptr,
-    births_ptr,
-    mass_ptr,
-    last,
-    held,
+    pages,
+    candidate,
+    first,
     first_known,
     stamp_pages,
-    fade,
-    scaling_log2,
     num_pages,
-    BLOCK_PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
     SCORED_STEPS: tl.constexpr,
-    FADES: tl.constexpr,
 ):
-    """Applies the rule to one step after the other up to ``last``, for the pages of one head."""
-    pages = tl.arange(0, BLOCK_PAGES)
-    # A page that these steps filled is stamped where its tokens are stored.
-    first = last + 1 - SCORED_STEPS
-    births = tl.load(births_ptr + pages, mask=pages < held, other=0)
-    candidate = (pages < held) & (births < first // PAGE_SIZE * PAGE_SIZE)
-    importance_ptr = mass_ptr if FADES else stamps_ptr
-    importance = tl.load(importance_ptr + pages, mask=candidate, other=0)
+    """Gives each step's timestamp to the candidates that scored best in it."""
+    stamps = tl.load(stamps_ptr + pages, mask=candidate, other=0)
     for place in range(SCORED_STEPS):
         known = candidate & (first + place >= first_known)
         scores = tl.load(scores_ptr + place * num_pages + pages, mask=known, other=0.0)
-        if FADES:
-            shares = page_shares(scores, known, scaling_log2)
-            importance = tl.where(known, importance * fade + shares, importance)
-        else:
-            best = top_pages(scores, known, stamp_pages)
-            importance = tl.where(best, first + place, importance)
-    tl.store(importance_ptr + pages, importance, mask=candidate)
+        stamps = tl.where(top_pages(scores, known, stamp_pages), first + place, stamps)
+    tl.store(stamps_ptr + pages, stamps, mask=candidate)
+
+
+@triton.jit
+def gather_shares(
+    scores_ptr,
+    mass_ptr,
+    pages,
+    candidate,
+    first,
+    first_known,
+    fade_log2,
+    scaling_log2,
+    num_pages,
+    SCORED_STEPS: tl.constexpr,
+    SHARED_STEPS: tl.constexpr,
+):
+    """Lets the candidates' mass fade at each step and gain their share of it.
+
+    All steps of a block at once, since a softmax waits for all threads: what a share has faded by
+    at the end of the block is known before.
+    """
+    mass = tl.load(mass_ptr + pages, mask=candidate, other=0.0)
+    places = tl.arange(0, SHARED_STEPS)
+    faded = tl.exp2((SHARED_STEPS - 1 - places).to(tl.float32) * fade_log2)
+    for begin in range(0, SCORED_STEPS, SHARED_STEPS):
+        steps = first + begin + places
+        # Of a request that was interrupted the first steps may be unknown.
+        known = candidate[None, :] & (steps >= first_known)[:, None]
+        here = (begin + places)[:, None] * num_pages + pages[None, :]
+        scores = tl.load(scores_ptr + here, mask=known, other=0.0)
+        shares = page_shares(scores, known, scaling_log2)
+        passed = tl.sum((steps >= first_known).to(tl.float32), axis=0)
+        mass = mass * tl.exp2(passed * fade_log2) + tl.sum(shares * faded[:, None], axis=0)
+    tl.store(mass_ptr + pages, mass, mask=candidate)

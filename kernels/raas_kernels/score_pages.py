@@ -11,6 +11,8 @@ The programs are as many as a GPU runs at a time. Each takes one KV head of one 
 the other, and keeps its scores in scratch of its own until it has noted what they say.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -23,10 +25,11 @@ from raas_kernels.layout import (
     ScoreScratch,
     StepOptions,
 )
-from raas_kernels.score_head import note_use, score_head
+from raas_kernels.score_head import gather_shares, score_head, stamp_best
 
 _TILE_PAGES = 64  # of 16-bit numbers; of wider ones fewer fit
 _COLUMNS = 64  # queries of one product, of 16-bit numbers as well
+_SHARED_SCORES = 2048  # of one softmax: more would not fit into the registers
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
 _LOG2_E = 1.4426950408889634
 
@@ -66,7 +69,7 @@ def score_pages(
         batch.kv_indices,
         *batch.requests[1:],
         *buffers[:3],
-        0.0 if options.fade is None else options.fade,
+        0.0 if options.fade is None else math.log2(options.fade),
         options.scaling * _LOG2_E,
         slots,
         layers,
@@ -82,6 +85,7 @@ def score_pages(
         BLOCK_PAGES=triton.next_power_of_2(num_pages),
         PAGE_SIZE=options.page_size,
         SCORED_STEPS=steps,
+        SHARED_STEPS=max(1, min(steps, _SHARED_SCORES // triton.next_power_of_2(num_pages))),
         FADES=options.fade is not None,
         # The interpreter would multiply the bits of bfloat16.
         WIDE=cache.device.type == "cpu",
@@ -144,7 +148,7 @@ def _score_pages_kernel(
     stamps_ptr,
     births_ptr,
     mass_ptr,
-    fade,
+    fade_log2,
     scaling_log2,
     num_slots,
     num_layers,
@@ -160,6 +164,7 @@ def _score_pages_kernel(
     BLOCK_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     SCORED_STEPS: tl.constexpr,
+    SHARED_STEPS: tl.constexpr,
     FADES: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -186,9 +191,19 @@ def _score_pages_kernel(
         )  # fmt: skip
         tl.debug_barrier()  # other threads wrote the scores
         state = (owner * HEADS + head) * num_pages
-        note_use(
-            scores_ptr, stamps_ptr + state, births_ptr + state, mass_ptr + state, last, held,
-            tl.load(first_steps_ptr + row), tl.load(stamp_pages_ptr + row), fade, scaling_log2,
-            num_pages, BLOCK_PAGES, PAGE_SIZE, SCORED_STEPS, FADES,
-        )  # fmt: skip
+        pages, first = tl.arange(0, BLOCK_PAGES), last + 1 - SCORED_STEPS
+        births = tl.load(births_ptr + state + pages, mask=pages < held, other=0)
+        # A page that these steps filled is stamped where its tokens are stored.
+        candidate = (pages < held) & (births < first // PAGE_SIZE * PAGE_SIZE)
+        first_known = tl.load(first_steps_ptr + row)
+        if FADES:
+            gather_shares(
+                scores_ptr, mass_ptr + state, pages, candidate, first, first_known,
+                fade_log2, scaling_log2, num_pages, SCORED_STEPS, SHARED_STEPS,
+            )  # fmt: skip
+        else:
+            stamp_best(
+                scores_ptr, stamps_ptr + state, pages, candidate, first, first_known,
+                tl.load(stamp_pages_ptr + row), num_pages, SCORED_STEPS,
+            )  # fmt: skip
         tl.debug_barrier()  # and have read them before they are written again

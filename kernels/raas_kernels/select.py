@@ -71,12 +71,12 @@ def victim(
 
 @triton.jit
 def page_shares(scores, candidate, scaling_log2):
-    """Softmax of the candidates' scores in base 2; zero for all others."""
+    """Softmax of the candidates' scores in base 2, [T, N] over N; zero for all others."""
     logits = tl.where(candidate, scores * scaling_log2, -3e38)
-    logits -= tl.max(logits, axis=0)
+    logits -= tl.max(logits, axis=1, keep_dims=True)
     weights = tl.where(candidate & (logits > LEAST_LOG2), tl.exp2(logits), 0.0)
     # The largest weight is 1, so the maximum changes nothing unless there is no candidate.
-    return weights / tl.maximum(tl.sum(weights, axis=0), 1.0)
+    return weights / tl.maximum(tl.sum(weights, axis=1, keep_dims=True), 1.0)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 All rows and heads at once, no loop over tokens. Integers (victims, stamps, slots) are equal to the
 kernels' bit for bit, and so are bounds of small integers. A mass that fades may differ in its last
 bits, since a kernel fuses multiplication and addition, unless `StepOptions.fade` is a power of two,
-and takes another way through the softmax of bounds.
+and of bounds it takes another way through the softmax and lets several steps fade at once.
 """
 
 from typing import NamedTuple

@@ -210,6 +210,7 @@ SHAPES = {
     "one program": {"programs": 1},
     "a program for each head": {"programs": 99},
     "many pages": {"rows": 3, "dim": 16, "pages": 257, "dtype": torch.float16},
+    "a softmax of few steps": {"rows": 3, "dim": 16, "pages": 257, "fade": 0.5, "floor": 80},
     "exact scores": {"bound_scores": False},
     "alpha": {"bound_scores": False, "alpha": 0.5, "pages": 37},
     "lrfu": {"bound_scores": False, "fade": 0.5, "floor": 80, "pages": 37},

@@ -23,10 +23,11 @@ POINTERS = {
     **dict.fromkeys(("scores", "page_scores", "page_mass", "mass", "logits", "lse"), "*fp32"),
     **dict.fromkeys(("pointers", "positions", "req_pool_indices", "out_cache_loc"), "*i64"),
 }
-SCALARS = dict.fromkeys(("alpha", "fade", "scaling_log2"), "fp32")
+SCALARS = dict.fromkeys(("alpha", "fade", "fade_log2", "scaling_log2"), "fp32")
 HEADS = {"HEADS": 4, "GROUP": 7, "HEAD_DIM": 128, "BLOCK_DIM": 128}
 PAGES = {"HEADS": 4, "BLOCK_PAGES": 512, "PAGE_SIZE": 2}
 STEPS = {"SCORED_STEPS": 8}
+SHARED = {"SHARED_STEPS": 4}
 TILES = {"BLOCK_GROUP": 8, "BLOCK_STEPS": 8, "TILE_PAGES": 64, "WIDE": False, "FADES": True}
 PAPER = {"BLOCK_PAGES": 64, "PAGE_SIZE": 16, "SCORED_STEPS": 16, "FADES": False}
 BOUNDS = {"BOUND_SCORES": True}
@@ -40,10 +41,10 @@ KERNELS = {
         store_decode._store_decode_kernel,
         HEADS | BOUNDS | {"BLOCK_QUERIES": 1024, "OVERLAPS": True},
     ),
-    "score_pages": (score_pages._score_pages_kernel, PAGES | STEPS | HEADS | TILES),
+    "score_pages": (score_pages._score_pages_kernel, PAGES | STEPS | SHARED | HEADS | TILES),
     "score_pages of the paper": (
         score_pages._score_pages_kernel,
-        PAGES | HEADS | TILES | PAPER,
+        PAGES | SHARED | HEADS | TILES | PAPER,
     ),
     "stamp_decode": (stamp_decode._stamp_decode_kernel, PAGES | {"FADES": True, "ALPHA": False}),
     "stamp_decode of the paper": (
