@@ -30,7 +30,7 @@ from raas_kernels import (
     triton_ops,
 )
 from raas_sglang.config import RaasConfig
-from raas_sglang.state import PROGRAMS_PER_PROCESSOR
+from raas_sglang.state import score_programs
 
 try:
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -69,9 +69,7 @@ class Workload:
             torch.zeros(rows, dtype=torch.int32, device="cuda"),
             *(unused, unused),
         )
-        programs = (
-            PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(0).multi_processor_count
-        )
+        programs = score_programs(self.q.device)
         self.scratch = ScoreScratch(
             torch.zeros(batch_size, dtype=torch.int32, device="cuda"),
             torch.zeros(1, dtype=torch.int32, device="cuda"),

@@ -78,7 +78,8 @@ def main() -> int:
     ]
     server = LocalServer(
         [
-            *(*CPU_FLAGS, *CPU_POOL),
+            *CPU_FLAGS,
+            *CPU_POOL,
             *("--kv-policy", "raas", "--kv-budget", str(args.kv_budget)),
             *("--max-running-requests", str(args.problems)),
             "--skip-server-warmup",

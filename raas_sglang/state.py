@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from raas_kernels.exact_scores import AttentionLogits
 
 _NO_LIMIT = 2**62
-# Programs that score: as many as fit at a time, by their registers and shared memory.
-PROGRAMS_PER_PROCESSOR = 2
+# That score at a time, as far as their registers and shared memory fit.
+_PROGRAMS_PER_PROCESSOR = 2
 
 
 class StateShape(NamedTuple):
@@ -226,11 +226,17 @@ def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
     ]
 
 
+def score_programs(device: torch.device) -> int:
+    """G, programs that score: as many as a GPU runs at a time."""
+    if device.type != "cuda":
+        return _PROGRAMS_PER_PROCESSOR
+    properties = torch.cuda.get_device_properties(device)
+    return _PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)
+
+
 def _scratch_fields(config: RaasConfig, rows: int, device: torch.device) -> _Fields:
     """Size and dtype of each field of `ScoreScratch`."""
-    is_gpu = device.type == "cuda"
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 1
-    programs = 0 if config.kv_score == "exact" else PROGRAMS_PER_PROCESSOR * processors
+    programs = score_programs(device) if config.kv_score == "bound" else 0
     return [
         ((rows,), torch.int32),
         ((1,), torch.int32),

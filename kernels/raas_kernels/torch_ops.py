@@ -128,9 +128,8 @@ def score_pages(
         candidate = _candidates(rows, state, options)
         for place in range(options.scored_steps):
             now = rows._replace(step=rows.step + 1 - options.scored_steps + place)
-            known = candidate & (now.step >= rows.first_steps)[:, None, None]
             bounds = bound_scores(state.queries[rows.slots, place], low, high)
-            _note_use(now, known, bounds, state, options)
+            _note_use(now, candidate, bounds, state, options)
 
 
 def stamp_decode(
@@ -154,8 +153,8 @@ def stamp_decode(
     for layer in range(buffers.stamps.shape[0]):
         of_layer, state = step.layer(layer), buffers.layer(layer)
         state.mass[h2o.slots] += of_layer.page_mass[h2o.row]
-        known = _candidates(raas, state, options) & (raas.step >= raas.first_steps)[:, None, None]
-        _note_use(raas, known, of_layer.page_scores[raas.row], state, options)
+        candidate = _candidates(raas, state, options)
+        _note_use(raas, candidate, of_layer.page_scores[raas.row], state, options)
 
 
 class _Rows(NamedTuple):
@@ -240,7 +239,8 @@ def _note_use(
     state: EvictionBuffers,
     options: StepOptions,
 ) -> None:
-    """Applies the rule to one step of rows; ``candidate`` and ``scores`` are [E, H, N]."""
+    """Applies the rule to one step of rows, if known; ``candidate``, ``scores`` are [E, H, N]."""
+    candidate = candidate & (rows.step >= rows.first_steps)[:, None, None]
     if options.fade is not None:
         if options.bound_scores:
             scores = page_shares(scores, candidate, options.scaling)

@@ -110,8 +110,13 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         FlashInfer reads them where the projection left them. The copy would not only take its time
         but stand between the store and attention, which else is launched while the store ends.
         """
+        out = self._run(q.view(-1, layer.tp_q_head_num, layer.head_dim), layer, **kwargs)
+        return out.view(-1, layer.tp_q_head_num * layer.head_dim)
+
+    def _run(self, q: torch.Tensor, layer: "RadixAttention", **kwargs: Any) -> torch.Tensor:
+        """FlashInfer's attention of one layer; queries and output are [B, Hq, D]."""
         out: torch.Tensor = self.forward_metadata.decode_wrappers[0].forward(
-            q.view(-1, layer.tp_q_head_num, layer.head_dim),
+            q,
             self.pool.get_kv_buffer(layer.layer_id),
             sm_scale=layer.scaling,
             logits_soft_cap=layer.logit_cap,
@@ -119,7 +124,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
             v_scale=layer.v_scale_float,
             **kwargs,
         )
-        return out.view(-1, layer.tp_q_head_num * layer.head_dim)
+        return out
 
     def _is_unsplit(self, batch_size: int) -> bool:
         """Whether graphs of a batch size split no row: where none would be, or none may be."""

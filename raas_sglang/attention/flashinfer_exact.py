@@ -10,7 +10,6 @@ from raas_sglang.attention.logits import LogitsDecodeWrapper, compile_logits_mod
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
-    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 
@@ -43,15 +42,7 @@ class RaasFlashInferExactAttnBackend(RaasFlashInferAttnBackend):
         )
         return [self._share_plan(wrapper)]
 
-    def _attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: "RadixAttention",
-        forward_batch: "ForwardBatch",
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def _run(self, q: torch.Tensor, layer: "RadixAttention", **kwargs: Any) -> torch.Tensor:
         if layer.logit_cap:
             raise RuntimeError(
                 f"--kv-score exact must have uncapped logits, got logit_cap {layer.logit_cap}; "
@@ -61,7 +52,7 @@ class RaasFlashInferExactAttnBackend(RaasFlashInferAttnBackend):
         assert logits is not None, "allocated with --kv-score exact"
         wrapper = self.forward_metadata.decode_wrappers[0]
         out: torch.Tensor = wrapper.run_with_logits(
-            q.view(-1, layer.tp_q_head_num, layer.head_dim),
+            q,
             self.pool.get_kv_buffer(layer.layer_id),
             layer.scaling,
             self.rows.requests,
@@ -69,4 +60,4 @@ class RaasFlashInferExactAttnBackend(RaasFlashInferAttnBackend):
         )
         # Beside the projections that follow; the next layer's attention overwrites the logits.
         self.side.run(partial(self.pool.score_logits, layer, self.rows))
-        return out.view(-1, layer.tp_q_head_num * layer.head_dim)
+        return out

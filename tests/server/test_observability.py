@@ -164,6 +164,7 @@ def test_the_trace_shows_the_steps_that_the_answers_report(observed):
         assert [event.resident_len - event.prompt_len for event in events] == kept
         steps = range(info["logical_tokens"] - last.prompt_len)
         assert last.step in steps
+        assert info["resident_tokens"] == last.prompt_len + min(len(steps), last.budget)
         assert len(events) > len(steps) / 2, "a machine under load loses a few"
         assert len({sequence - event.step for sequence, event in seen}) == 1
         begun = [step for step in steps if step >= last.budget and step % PAGE == 0]
