@@ -11,7 +11,7 @@ from raas_kernels import Policy
 STAMP_RULES = ("lrfu", "paper", "alpha")
 _LRFU_PAGE = 2  # tokens
 _PAPER_PAGE = 16
-# At least; fewer would read the keys more often, more would need memory for their scores.
+# At least; fewer would read the keys more often, more would need memory for their queries.
 _SCORED_STEPS = 4
 # Where so many steps are few beside the budget, half of these reads are worth that memory.
 _LARGE_BUDGET, _LARGE_SCORED_STEPS = 1024, 8  # tokens, steps
