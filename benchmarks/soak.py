@@ -9,49 +9,41 @@ it answered alone. An interrupted dense one is computed again in larger pieces, 
 differently; it must still be the right chain. Anything else is a wrong answer. SGLang's strict
 memory checks are on all the time and end the server at the first slot that is lost.
 
-How fast that is depends on the host, which is not equal to itself for ten minutes, nor from one
-minute to the next. So in the end a fresh server is started beside the old one, and as many clients
-ask both for the catalogue at the same time: whatever slows one down slows down the other.
+How fast that is depends on the host, which is not equal to itself for ten minutes. So in the end a
+fresh server is started beside the old one, and as many clients ask each for the same requests in
+the same order. The two decode in turns of some seconds, one paused while the other runs: what is
+left of the host's moods meets both.
 """
 
 import argparse
-import json
-import math
-import random
 import shlex
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, pairwise
+from itertools import cycle
+from statistics import harmonic_mean
 from typing import Any
-
-import requests
 
 from arms import Arm, started
 from catalogue import Entry, make_catalogue
 from command_line import begin_run, bench_parser, parse, say
+from crowd import Dealer, Outcome, deal_whole, run_crowd, throughput
 from local_server import REASONER, STRICT
 from raas_sglang.cpu import has_driver
 from rows import RowFile
 
-TIMEOUT_S = 600
 SPARE_S = 90.0  # for a fresh server and the end of both
-STRETCH_S = 6.0  # that two servers are compared in
-WARM_UP_STRETCHES = 2  # all clients begin at once and have to spread first
-DISCONNECTED, ABORTED = 0.1, 0.1  # shares of the requests
-STREAM_INTERVAL = 8  # tokens in one message
+TURN_S = 3.0  # of one of two servers that are compared
 TENTHS = 10
 WARM_UP = 0.05  # of the time: the clients begin together and have to spread first
 # What admission expects of a dense request, in tokens: less than it takes, so memory runs out.
 EXPECTED_TOKENS = "16"
 QUICK = {
     "minutes": 1.0,
-    "stretches": 3,
+    "turns": 3,
     "clients": 6,
     "lines": [5, 8],
     "budgets": [32, 160],
@@ -59,63 +51,10 @@ QUICK = {
 }
 
 
-# Its number, what is asked, how it ends, and the share of its tokens to come before that.
-Dealt = tuple[int, Entry, str, float]
-
-
-@dataclass
-class Outcome:
-    """What came of one request.
-
-    Attributes:
-        entry: The request.
-        ending: `finished`, `disconnected` or `aborted`.
-        verdict: See `Entry.verdict`.
-        tokens: Generated tokens that came.
-        interruptions: How often it was interrupted for lack of memory.
-        began: `time.monotonic` when it was sent.
-        ended: The same when its last token came.
-    """
-
-    entry: Entry
-    ending: str
-    verdict: str
-    tokens: int
-    interruptions: int
-    began: float
-    ended: float
-
-    def tokens_between(self, begin: float, end: float) -> float:
-        """Its tokens of a stretch of time, as if they had come at an even pace."""
-        overlap = min(self.ended, end) - max(self.began, begin)
-        return self.tokens * max(0.0, overlap) / (self.ended - self.began)
-
-
-class Dealer:
-    """Deals the catalogue in random order, again and again, until the time is up."""
-
-    def __init__(self, catalogue: list[Entry], seed: int, deadline: float) -> None:
-        self._catalogue, self._random, self._deadline = catalogue, random.Random(seed), deadline
-        self._deck: list[Entry] = []
-        self._lock, self._count = threading.Lock(), 0
-
-    def deal(self) -> Dealt | None:
-        """Returns the next request, None when the time is up."""
-        with self._lock:
-            if time.monotonic() > self._deadline:
-                return None
-            if not self._deck:
-                self._deck = self._random.sample(self._catalogue, len(self._catalogue))
-            self._count += 1
-            weights = (1 - DISCONNECTED - ABORTED, DISCONNECTED, ABORTED)
-            (ending,) = self._random.choices(("finished", "disconnected", "aborted"), weights)
-            return self._count, self._deck.pop(), ending, self._random.random()
-
-
 def main() -> int:
     args = parse_args()
     deadline, rows = begin_run(args)
-    latest = deadline - (args.stretches + WARM_UP_STRETCHES) * STRETCH_S - SPARE_S
+    latest = deadline - 2 * args.turns * TURN_S - SPARE_S
     catalogue = make_catalogue(args.lines, args.budgets, args.seed)
     arm, fresh = new_arm(args), new_arm(args)
     with started([arm], say):
@@ -139,8 +78,8 @@ def main() -> int:
         span = (begin + WARM_UP * (end - begin), end)
         broken = write(outcomes, arm.server.used_tokens(), span, rows, config)
         with started([fresh], say):
-            speeds = run_beside([arm, fresh], catalogue, args)
-        write_beside(speeds, rows, config)
+            speeds = run_in_turns([arm, fresh], catalogue, args)
+        write_turns(speeds, rows, config)
         is_alive = arm.server.is_alive()
     if not is_alive:
         broken.append("the server must live to the end")
@@ -165,88 +104,49 @@ def run_alone(arm: Arm, catalogue: list[Entry]) -> dict[str, int]:
     return counts
 
 
-def run_crowd(arm: Arm, deal: Callable[[], Dealt | None], clients: int) -> list[Outcome]:
-    """Lets clients ask until they are dealt nothing, and waits for every answer."""
-
-    def client() -> list[Outcome]:
-        outcomes = []
-        while (dealt := deal()) is not None:
-            outcomes.append(ask(arm, *dealt))
-        return outcomes
-
-    with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(client) for _ in range(clients)]
-        return [outcome for future in futures for outcome in future.result()]
-
-
-def run_beside(
+def run_in_turns(
     arms: list[Arm], catalogue: list[Entry], args: argparse.Namespace
 ) -> list[list[float]]:
-    """Lets clients ask both arms at the same time; returns tokens/s of each stretch, arm by arm.
+    """Lets clients ask both arms, which take turns; returns tokens/s of each turn, arm by arm.
 
     Raises:
         RuntimeError: an answer is wrong.
     """
+    is_over, speeds = threading.Event(), {arm: [] for arm in arms}
     for arm in arms:  # what is fresh fills its radix tree
-        run_crowd(arm, partial(deal_whole, enumerate(catalogue), math.inf), args.clients)
-    begin = time.monotonic() + WARM_UP_STRETCHES * STRETCH_S
-    edges = [begin + number * STRETCH_S for number in range(args.stretches + 1)]
+        run_crowd(arm, partial(deal_whole, enumerate(catalogue), is_over), args.clients)
+        arm.pause()
     with ThreadPoolExecutor(len(arms)) as pool:
-        deals = [partial(deal_whole, enumerate(cycle(catalogue)), edges[-1]) for _ in arms]
+        deals = [partial(deal_whole, enumerate(cycle(catalogue)), is_over) for _ in arms]
         crowds = [
             pool.submit(run_crowd, arm, deal, args.clients)
             for arm, deal in zip(arms, deals, strict=True)
         ]
-        seen = [crowd.result() for crowd in crowds]
-    wrong = [o.entry.name for outcomes in seen for o in outcomes if o.verdict == "wrong"]
+        try:
+            for number in range(args.turns):
+                for arm in arms if number % 2 else reversed(arms):
+                    speeds[arm].append(take_turn(arm))
+        finally:
+            is_over.set()
+            for arm in arms:
+                arm.resume()
+        wrong = [o.entry.name for crowd in crowds for o in crowd.result() if o.verdict == "wrong"]
     if wrong:
         raise RuntimeError(f"all answers must be as alone, got others of {wrong}")
-    return [[throughput(outcomes, *edge) for edge in pairwise(edges)] for outcomes in seen]
+    return list(speeds.values())
 
 
-def deal_whole(entries: Iterator[tuple[int, Entry]], end: float) -> Dealt | None:
-    """Deals one request after the other, each to be asked to its end, until a moment."""
-    dealt = next(entries, None) if time.monotonic() < end else None
-    return dealt and (*dealt, "finished", 1.0)
-
-
-def ask(arm: Arm, number: int, entry: Entry, ending: str, share: float) -> Outcome:
-    """Sends one request, and disconnects or aborts it after a share of its tokens."""
-    enough = share * entry.problem.generated_tokens
-    # SGLang aborts by prefix, so no id may be the beginning of another.
-    body = entry.body(rid=f"soak-{number}-", stream=ending != "finished")
-    body["sampling_params"]["stream_interval"] = STREAM_INTERVAL
-    began, last = time.monotonic(), {}
-    with requests.post(
-        arm.server.url + "/generate", json=body, stream=body["stream"], timeout=TIMEOUT_S
-    ) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"{entry.name} must be answered, got {response.text}")
-        if ending == "finished":
-            last = response.json()
-        for line in response.iter_lines() if body["stream"] else ():
-            if not line.startswith(b"data: {"):
-                continue
-            last = json.loads(line[len(b"data: ") :])
-            if last["meta_info"]["completion_tokens"] < enough:
-                continue
-            if ending == "disconnected":
-                break
-            if last["meta_info"]["finish_reason"] is None:
-                arm.post("/abort_request", rid=body["rid"])
-                enough = math.inf
-    # A disconnected client has not asked how it ended; an aborted request may have come to its end.
-    info = last.get("meta_info", {})
-    reason = info.get("finish_reason") or {"type": "abort"}
-    return Outcome(
-        entry,
-        ending,
-        entry.verdict(last.get("text", ""), is_whole=reason["type"] != "abort"),
-        info.get("completion_tokens", 0),
-        info.get("num_retractions", 0),
-        began,
-        time.monotonic(),
-    )
+def take_turn(arm: Arm) -> float:
+    """Lets a paused arm run for a while; returns its tokens/s."""
+    mark = arm.log_size()
+    arm.resume()
+    time.sleep(TURN_S)
+    arm.pause()
+    # The first line counts the pause before it.
+    speeds = [batch.tokens_per_s for batch in arm.decode_batches(mark)[1:]]
+    if not speeds:
+        raise RuntimeError(f"a turn must log two decode batches at least, got fewer in {TURN_S} s")
+    return harmonic_mean(speeds)
 
 
 def write(
@@ -288,7 +188,7 @@ def write(
     return [promise for promise, kept in promises.items() if not kept]
 
 
-def write_beside(speeds: list[list[float]], rows: RowFile, config: dict[str, Any]) -> None:
+def write_turns(speeds: list[list[float]], rows: RowFile, config: dict[str, Any]) -> None:
     """Stores how fast the old server is beside a fresh one."""
     old, fresh = speeds
     ratios = [ours / theirs for ours, theirs in zip(old, fresh, strict=True)]
@@ -296,11 +196,6 @@ def write_beside(speeds: list[list[float]], rows: RowFile, config: dict[str, Any
     row = rows.write("throughput beside a fresh server", ratios, "old / fresh", config, **about)
     low, high = row["spread"]
     say(f"throughput beside a fresh server: {row['value']:.3f} ({low:.3f} to {high:.3f})")
-
-
-def throughput(outcomes: list[Outcome], begin: float, end: float) -> float:
-    """Tokens per second in a stretch of time."""
-    return sum(o.tokens_between(begin, end) for o in outcomes) / (end - begin)
 
 
 def new_arm(args: argparse.Namespace) -> Arm:
@@ -328,7 +223,7 @@ def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of the crowd")
     parser.add_argument(
-        "--stretches", type=int, default=15, help=f"of {STRETCH_S:g} s beside a fresh server"
+        "--turns", type=int, default=24, help=f"of {TURN_S:g} s of each of two servers"
     )
     parser.add_argument("--clients", type=int, default=64, help="requests at the same time")
     parser.add_argument("--lines", type=int, nargs="+", default=[12, 36], help="of the programs")
