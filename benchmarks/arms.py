@@ -118,15 +118,15 @@ def groups(arms: Sequence[Arm], is_together: bool) -> list[list[Arm]]:
 
 @contextmanager
 def started(arms: Sequence[Arm], progress: Callable[[str], None]) -> Iterator[None]:
-    """Starts all arms at once and stops them in the end, whatever happens."""
+    """Starts all arms at once, and in the end stops all, whatever happens."""
     try:
         with ThreadPoolExecutor(len(arms)) as pool:
             for arm, _ in zip(arms, pool.map(Arm.start, arms), strict=True):
                 progress(f"{arm.name} is up: {' '.join(arm.server.command)}")
         yield
     finally:
-        for arm in arms:
-            arm.server.stop()
+        with ThreadPoolExecutor(len(arms)) as pool:
+            list(pool.map(lambda arm: arm.server.stop(), arms))
 
 
 def loads_plugin(server: LocalServer) -> bool:
