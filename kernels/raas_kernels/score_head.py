@@ -120,10 +120,11 @@ def gather_shares(
     for begin in range(0, SCORED_STEPS, SHARED_STEPS):
         steps = first + begin + places
         # Of a request that was interrupted the first steps may be unknown.
-        known = candidate[None, :] & (steps >= first_known)[:, None]
+        asked = steps >= first_known
+        known = candidate[None, :] & asked[:, None]
         here = (begin + places)[:, None] * num_pages + pages[None, :]
         scores = tl.load(scores_ptr + here, mask=known, other=0.0)
         shares = page_shares(scores, known, scaling_log2)
-        passed = tl.sum((steps >= first_known).to(tl.float32), axis=0)
+        passed = tl.sum(asked.to(tl.float32), axis=0)
         mass = mass * tl.exp2(passed * fade_log2) + tl.sum(shares * faded[:, None], axis=0)
     tl.store(mass_ptr + pages, mass, mask=candidate)

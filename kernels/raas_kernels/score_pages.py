@@ -26,6 +26,7 @@ from raas_kernels.layout import (
     StepOptions,
 )
 from raas_kernels.score_head import gather_shares, score_head, stamp_best
+from raas_kernels.select import candidates
 
 _TILE_PAGES = 64  # of 16-bit numbers; of wider ones fewer fit
 _COLUMNS = 64  # queries of one product, of 16-bit numbers as well
@@ -55,6 +56,7 @@ def score_pages(
     halves = cache.element_size() // 2
     group = query_heads // heads
     members = max(triton.next_power_of_2(group), 16 // steps)
+    block_pages = triton.next_power_of_2(num_pages)
     list_due_rows(scratch, batch, options)
     _score_pages_kernel[(min(scratch.scores.shape[0], rows * layers * heads),)](
         scratch.due_rows,
@@ -81,11 +83,11 @@ def score_pages(
         BLOCK_STEPS=min(steps, max(1, _COLUMNS // halves // members)),
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
-        TILE_PAGES=min(_TILE_PAGES // halves, max(16, triton.next_power_of_2(num_pages))),
-        BLOCK_PAGES=triton.next_power_of_2(num_pages),
+        TILE_PAGES=min(_TILE_PAGES // halves, max(16, block_pages)),
+        BLOCK_PAGES=block_pages,
         PAGE_SIZE=options.page_size,
         SCORED_STEPS=steps,
-        SHARED_STEPS=max(1, min(steps, _SHARED_SCORES // triton.next_power_of_2(num_pages))),
+        SHARED_STEPS=max(1, min(steps, _SHARED_SCORES // block_pages)),
         FADES=options.fade is not None,
         # The interpreter would multiply the bits of bfloat16.
         WIDE=cache.device.type == "cpu",
@@ -192,9 +194,7 @@ def _score_pages_kernel(
         tl.debug_barrier()  # other threads wrote the scores
         state = (owner * HEADS + head) * num_pages
         pages, first = tl.arange(0, BLOCK_PAGES), last + 1 - SCORED_STEPS
-        births = tl.load(births_ptr + state + pages, mask=pages < held, other=0)
-        # A page that these steps filled is stamped where its tokens are stored.
-        candidate = (pages < held) & (births < first // PAGE_SIZE * PAGE_SIZE)
+        candidate = candidates(births_ptr + state, pages, held, first, PAGE_SIZE)
         first_known = tl.load(first_steps_ptr + row)
         if FADES:
             gather_shares(

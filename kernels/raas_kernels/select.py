@@ -70,6 +70,16 @@ def victim(
 
 
 @triton.jit
+def candidates(births_ptr, pages, held, first, PAGE_SIZE: tl.constexpr):
+    """Marks the pages of one head that were full before step ``first``, of the ``held`` first ones.
+
+    A page that later steps filled is stamped where its tokens are stored.
+    """
+    births = tl.load(births_ptr + pages, mask=pages < held, other=0)
+    return (pages < held) & (births < first // PAGE_SIZE * PAGE_SIZE)
+
+
+@triton.jit
 def page_shares(scores, candidate, scaling_log2):
     """Softmax of the candidates' scores in base 2, [T, N] over N; zero for all others."""
     logits = tl.where(candidate, scores * scaling_log2, -3e38)

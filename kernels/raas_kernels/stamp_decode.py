@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
-from raas_kernels.select import H2O, RAAS, top_pages, warps
+from raas_kernels.select import H2O, RAAS, candidates, top_pages, warps
 
 
 def stamp_decode(
@@ -96,10 +96,8 @@ def _stamp_decode_kernel(
     if policy == RAAS:
         step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
         count = tl.minimum(step // PAGE_SIZE + 1, tl.load(budgets_ptr + row) // PAGE_SIZE)
-        births = tl.load(births_ptr + state + pages, mask=pages < count, other=0)
-        # The page of this step is stamped where its token is stored.
-        full = (pages < count) & (births < step // PAGE_SIZE * PAGE_SIZE)
-        known = full & (step >= tl.load(first_steps_ptr + row))
+        known = candidates(births_ptr + state, pages, count, step, PAGE_SIZE)
+        known = known & (step >= tl.load(first_steps_ptr + row))
         scores = tl.load(page_scores_ptr + here + pages, mask=known, other=0.0)
         if FADES:
             mass = tl.load(mass_ptr + state + pages, mask=known, other=0.0)
