@@ -126,7 +126,7 @@ def started(arms: Sequence[Arm], progress: Callable[[str], None]) -> Iterator[No
         yield
     finally:
         with ThreadPoolExecutor(len(arms)) as pool:
-            list(pool.map(lambda arm: arm.server.stop(), arms))
+            list(pool.map(LocalServer.stop, [arm.server for arm in arms]))
 
 
 def loads_plugin(server: LocalServer) -> bool:

@@ -97,13 +97,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         self.claim_slots()
 
     def _attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: "RadixAttention",
-        forward_batch: "ForwardBatch",
-        **kwargs: Any,
+        self, q: torch.Tensor, layer: "RadixAttention", forward_batch: "ForwardBatch", **kwargs: Any
     ) -> torch.Tensor:
         """SGLang's decode attention without its copy of the queries.
 

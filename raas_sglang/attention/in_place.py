@@ -67,22 +67,16 @@ class InPlaceDecode:
         pool = self.pool
         self.side.join()
         pool.store_decode(layer, q, k, v)
-        out = self._attend(q, k, v, layer, forward_batch, **kwargs)
+        out = self._attend(q, layer, forward_batch, **kwargs)
         if pool.is_last(layer):
             self.side.run(partial(pool.stamp_decode, layer, self.rows))
         return out
 
     def _attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: "RadixAttention",
-        forward_batch: "ForwardBatch",
-        **kwargs: Any,
+        self, q: torch.Tensor, layer: "RadixAttention", forward_batch: "ForwardBatch", **kwargs: Any
     ) -> torch.Tensor:
         """Attention over the resident slots; with `--kv-score exact` it also scores the pages."""
         out: torch.Tensor = super().forward_decode(  # type: ignore[misc]
-            q, k, v, layer, forward_batch, save_kv_cache=False, **kwargs
+            q, None, None, layer, forward_batch, save_kv_cache=False, **kwargs
         )
         return out

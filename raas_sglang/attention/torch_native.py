@@ -46,14 +46,8 @@ class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
         self.claim_slots()
 
     def _attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        layer: "RadixAttention",
-        forward_batch: "ForwardBatch",
-        **kwargs: Any,
+        self, q: torch.Tensor, layer: "RadixAttention", forward_batch: "ForwardBatch", **kwargs: Any
     ) -> torch.Tensor:
-        out = super()._attend(q, k, v, layer, forward_batch, **kwargs)
+        out = super()._attend(q, layer, forward_batch, **kwargs)
         self.pool.score_exactly(layer, q, self.rows)
         return out
