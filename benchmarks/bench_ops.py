@@ -23,14 +23,12 @@ from raas_kernels import (
     KeyCaches,
     Policy,
     RequestTables,
-    ScoreScratch,
-    StepBuffers,
     StepOptions,
     torch_ops,
     triton_ops,
 )
 from raas_sglang.config import RaasConfig
-from raas_sglang.state import score_programs
+from raas_sglang.state import EvictionState, StateShape
 
 try:
     from sglang.kernels.ops.kvcache.kvcache import store_cache
@@ -62,19 +60,12 @@ class Workload:
         self.key_cache.random_(-3, 4, generator=self.generator)
         self.key_caches = KeyCaches.of(list(self.key_cache))
         self.value_cache = torch.zeros_like(self.key_cache)
+        sized = StateShape(
+            shape.layers, shape.kv_heads, shape.q_heads, shape.head_dim, torch.bfloat16
+        )
+        state = EvictionState(config, sized, batch_size, "cuda")
+        self.step, self.scratch = state.step, state.scratch
         self.buffers = self._buffers()
-        rows, unused = (shape.layers, batch_size), torch.zeros(shape.layers, 0, device="cuda")
-        self.step = StepBuffers(
-            torch.zeros(*rows, shape.kv_heads, dtype=torch.int32, device="cuda"),
-            torch.zeros(rows, dtype=torch.int32, device="cuda"),
-            *(unused, unused),
-        )
-        programs = score_programs(self.q.device)
-        self.scratch = ScoreScratch(
-            torch.zeros(batch_size, dtype=torch.int32, device="cuda"),
-            torch.zeros(1, dtype=torch.int32, device="cuda"),
-            torch.zeros(programs, self.steps, self.pages, device="cuda"),
-        )
         self.offsets = torch.arange(1, batch_size + 1)
         self.batch = self._batch(self.offsets)
         self.beginning = self._batch(torch.zeros(batch_size))

@@ -226,7 +226,7 @@ def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
     ]
 
 
-def score_programs(device: torch.device) -> int:
+def _score_programs(device: torch.device) -> int:
     """G, programs that score: as many as a GPU runs at a time."""
     if device.type != "cuda":
         return _PROGRAMS_PER_PROCESSOR
@@ -236,7 +236,7 @@ def score_programs(device: torch.device) -> int:
 
 def _scratch_fields(config: RaasConfig, rows: int, device: torch.device) -> _Fields:
     """Size and dtype of each field of `ScoreScratch`."""
-    programs = score_programs(device) if config.kv_score == "bound" else 0
+    programs = _score_programs(device) if config.kv_score == "bound" else 0
     return [
         ((rows,), torch.int32),
         ((1,), torch.int32),
