@@ -12,8 +12,10 @@ requests at staggered depths (`steady_state.py`), and a window of decode steps i
 
 With --record the profiler looks at some steps after the last window of each output length.
 
-With --full-run the shortcut is put to the test: the same queue is measured once more with all
-requests at depth 0 from the start, after they have turned over once, for two more turns.
+With --full-run the shortcut is put to the test: the same queues are measured once more, with
+requests that all begin at depth 0. They come one by one over the length of an output, so that their
+depths spread by themselves, and are measured for two more outputs. Requests that came at once would
+stay in step.
 """
 
 import argparse
@@ -137,13 +139,16 @@ class ArmBench:
             run.end()
 
     def measure_full_run(self, work: Work) -> None:
-        """Measures the same queue without the shortcut."""
+        """Measures the same queues without the shortcut."""
         self.arm.clear()
         run = self.queue_run(work, 0, 0)
         try:
-            run.queue.grow(self.fitting(work) + self.waiting(work))
-            run.wait_steps(work.output + self.args.warmup)
-            self.write(run, "full run", "full", 2 * work.output)
+            run.grow_over(self.fitting(work), work.output)
+            for kind in self.kinds():
+                if kind == "full":
+                    run.queue.grow(self.waiting(work))
+                run.wait_steps(self.args.warmup)
+                self.write(run, "full run", kind, 2 * work.output)
         finally:
             run.end()
 

@@ -74,7 +74,8 @@ STEPS = {
     ),
     "throughput-whole": Step(
         "bench_throughput.py --shape qwen2.5-1.5b --arms default raas --outputs 2048 "
-        "--kv-budgets 256 --max-total-tokens 100000 --max-running-requests 192 --full-run",
+        "--kv-budgets 256 --max-total-tokens 100000 --max-running-requests 192 --full-run "
+        "--together --warmup 1000",
         "throughput",
         420,
     ),

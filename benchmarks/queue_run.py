@@ -80,6 +80,15 @@ class QueueRun:
         while self._steps(mark) < steps:
             self._poll()
 
+    def grow_over(self, count: int, steps: int) -> None:
+        """Sends so many requests, evenly spread over so many decode steps; see `_poll`."""
+        mark, sent = self.arm.log_size(), 0
+        while sent < count:
+            due = min(count, 1 + count * self._steps(mark) // steps)
+            self.queue.grow(due - sent)
+            sent = due
+            self._poll()
+
     def window(self, steps: int, is_full: bool) -> Throughput:
         """Measures a window of so many decode steps, or of those that the time allows.
 
