@@ -63,6 +63,8 @@ class Arm:
                 f"but the server {'has' if loaded else 'does not have'} it; "
                 "install the plugin, and leave SGLANG_PLUGINS unset"
             )
+        # Else Python's garbage collector halts a scheduler for up to half a second now and then.
+        self.post("/freeze_gc")
 
     def post(self, route: str, **body: Any) -> requests.Response:
         """Sends a request that must succeed.
