@@ -1,8 +1,9 @@
 """Online load with SGLang's own `sglang.bench_serving`, in arms that differ in the KV policy.
 
 Requests come as a Poisson process. For each rate: time to first token, time between tokens, and
-the goodput, that is requests per second that kept to both targets. One arm after the other has the
-GPU for itself, with the same flags, rates, prompts and arrival times.
+the goodput, that is requests per second that kept to both targets, each the median of some rounds.
+One arm after the other has the GPU for itself, with the same flags, rates, prompts and arrival
+times; with --together they take turns.
 """
 
 import argparse
@@ -33,6 +34,14 @@ from rows import RowFile
 from token_streams import OutOfTimeError
 from word_tokenizer import write_word_tokenizer
 
+RESULTS = (
+    ("goodput", "goodput", "requests/s"),
+    ("output throughput", "output_throughput", "tokens/s"),
+    ("time to first token, median", "median_ttft_ms", "ms"),
+    ("time to first token, p99", "p99_ttft_ms", "ms"),
+    ("time between tokens, median", "median_itl_ms", "ms"),
+    ("time between tokens, p99", "p99_itl_ms", "ms"),
+)
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
     "shape": "reasoner",
@@ -43,6 +52,7 @@ QUICK = {
     "output": 96,
     "kv_budget": 64,
     "rates": [4.0],
+    "rounds": 1,
     "duration": 6.0,
     "warmup": 4,
     "max_running_requests": 16,
@@ -66,55 +76,66 @@ def main() -> int:
                 with started(group, say):
                     check_tokens(group, load, rows, config, deadline)
                     for rate in args.rates:
-                        for arm in group:
-                            measure(arm, rate, args, folder, rows, deadline)
+                        measure(group, rate, args, folder, rows, deadline)
         except OutOfTimeError:
             say(f"{args.seconds} s are used up; {args.out} holds what was measured")
     return 0
 
 
 def measure(
-    arm: Arm, rate: float, args: argparse.Namespace, folder: str, rows: RowFile, deadline: float
+    group: list[Arm],
+    rate: float,
+    args: argparse.Namespace,
+    folder: str,
+    rows: RowFile,
+    deadline: float,
 ) -> None:
-    """Runs one rate and stores what came of it.
+    """Runs one rate in rounds, arms that are up together in turns, and stores what came of it.
 
     Raises:
-        OutOfTimeError: the time would not do.
+        OutOfTimeError: the time would not do; the rounds before are stored.
         RuntimeError: a request failed, or the benchmark did.
     """
-    if time.monotonic() + args.duration > deadline:
-        raise OutOfTimeError
-    arm.clear()
-    seen = serve(arm, rate, args, folder)
-    failed = [error for error in seen["errors"] if error]
-    if failed or seen["completed"] != num_requests(args, rate):
-        raise RuntimeError(f"every request of arm {arm.name} must succeed, got {failed[:3]}")
-    gaps = [statistics.fmean(request) for request in seen["itls"]]
-    good = goodput(seen["ttfts"], gaps, args.ttft_ms / 1e3, args.itl_ms / 1e3, seen["duration"])
+    seen: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in group}
+    try:
+        for number in range(args.rounds):
+            for arm in group:
+                if time.monotonic() + args.duration > deadline:
+                    raise OutOfTimeError
+                seen[arm.name].append(serve(arm, rate, args.seed + number, args, folder))
+    finally:
+        for arm in group:
+            if seen[arm.name]:
+                write(arm, rate, seen[arm.name], args, folder, rows)
+
+
+def write(
+    arm: Arm,
+    rate: float,
+    rounds: list[dict[str, Any]],
+    args: argparse.Namespace,
+    folder: str,
+    rows: RowFile,
+) -> None:
+    """Stores the rounds of an arm at a rate."""
     names = ("shape", "prompt", "output", "stream_interval", "ttft_ms", "itl_ms")
     config = {name: getattr(args, name) for name in names}
     config |= {"budget": args.kv_budget, "arm": arm.name, "rate": rate}
-    details = {
-        "completed": seen["completed"],
-        "duration_s": seen["duration"],
-        "concurrency": seen["concurrency"],
-        "benchmark": shlex.join(["python", *command("URL", rate, args, "TOKENIZER", "FILE")]),
+    details = {name: [seen[name] for seen in rounds] for name in ("duration", "concurrency")}
+    details |= {
+        "completed": rounds[0]["completed"],
+        "benchmark": shlex.join(
+            ["python", *command("URL", rate, args.seed, args, "TOKENIZER", "FILE")]
+        ),
         "flags": ["TOKENIZER" if flag == folder else flag for flag in arm.flags],
     }
-    for result, value, unit in (
-        ("goodput", good, "requests/s"),
-        ("output throughput", seen["output_throughput"], "tokens/s"),
-        ("time to first token, median", seen["median_ttft_ms"], "ms"),
-        ("time to first token, p99", seen["p99_ttft_ms"], "ms"),
-        ("time between tokens, median", seen["median_itl_ms"], "ms"),
-        ("time between tokens, p99", seen["p99_itl_ms"], "ms"),
-    ):
-        rows.write(result, [value], unit, config, **details)
-    say(
-        f"{arm.name}, {rate} requests/s: goodput {good:.2f}/s, first token "
-        f"{seen['median_ttft_ms']:.0f} ms (p99 {seen['p99_ttft_ms']:.0f}), between tokens "
-        f"{seen['median_itl_ms']:.2f} ms (p99 {seen['p99_itl_ms']:.2f})"
+    for result, name, unit in RESULTS:
+        rows.write(result, [seen[name] for seen in rounds], unit, config, **details)
+    medians = [statistics.median(seen[name] for seen in rounds) for _, name, _ in RESULTS]
+    told = ", ".join(
+        f"{result} {value:.4g}" for (result, *_), value in zip(RESULTS, medians, strict=True)
     )
+    say(f"{arm.name}, {rate} requests/s, {len(rounds)} rounds: {told}")
 
 
 def goodput(
@@ -137,15 +158,18 @@ def goodput(
     return sum(a <= most_first and b <= most_between for a, b in pairs) / duration
 
 
-def serve(arm: Arm, rate: float, args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Runs SGLang's benchmark and returns what it stored.
+def serve(
+    arm: Arm, rate: float, seed: int, args: argparse.Namespace, folder: str
+) -> dict[str, Any]:
+    """Runs SGLang's benchmark on an empty cache and returns what it stored, and the goodput.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it failed, or a request did.
     """
-    path = str(Path(folder) / f"{arm.name}-{rate}.jsonl")
+    arm.clear()
+    path = str(Path(folder) / f"{arm.name}-{rate}-{seed}.jsonl")
     run = subprocess.run(
-        [sys.executable, *command(arm.server.url, rate, args, folder, path)],
+        [sys.executable, *command(arm.server.url, rate, seed, args, folder, path)],
         env=arm.server.environment,
         capture_output=True,
         text=True,
@@ -153,10 +177,18 @@ def serve(arm: Arm, rate: float, args: argparse.Namespace, folder: str) -> dict[
     )
     if run.returncode:
         raise RuntimeError(f"sglang.bench_serving must succeed, got:\n{run.stdout}\n{run.stderr}")
-    return dict(json.loads(Path(path).read_text()))
+    seen = dict(json.loads(Path(path).read_text()))
+    failed = [error for error in seen["errors"] if error]
+    if failed or seen["completed"] != num_requests(args, rate):
+        raise RuntimeError(f"every request of arm {arm.name} must succeed, got {failed[:3]}")
+    gaps = [statistics.fmean(request) for request in seen["itls"]]
+    targets = args.ttft_ms / 1e3, args.itl_ms / 1e3
+    return {**seen, "goodput": goodput(seen["ttfts"], gaps, *targets, seen["duration"])}
 
 
-def command(url: str, rate: float, args: argparse.Namespace, folder: str, path: str) -> list[str]:
+def command(
+    url: str, rate: float, seed: int, args: argparse.Namespace, folder: str, path: str
+) -> list[str]:
     """SGLang's benchmark for one rate, as Python's arguments."""
     return [
         *("-m", "sglang.bench_serving", "--backend", "sglang"),
@@ -164,7 +196,7 @@ def command(url: str, rate: float, args: argparse.Namespace, folder: str, path: 
         *("--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1.0"),
         *("--random-input-len", str(args.prompt), "--random-output-len", str(args.output)),
         *("--request-rate", str(rate), "--num-prompts", str(num_requests(args, rate))),
-        *("--warmup-requests", str(args.warmup), "--seed", str(args.seed), "--disable-tqdm"),
+        *("--warmup-requests", str(args.warmup), "--seed", str(seed), "--disable-tqdm"),
         *("--output-file", path, "--output-details"),
     ]
 
@@ -193,8 +225,9 @@ def parse_args() -> argparse.Namespace:
     parser = bench_parser(__doc__)
     add_arms(parser, POLICIES, ["default", "off", "raas"])
     add_together(parser)
+    parser.add_argument("--rates", type=float, nargs="+", default=[4.0, 8.0], help="per second")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[2.0, 4.0, 8.0], help="per second"
+        "--rounds", type=int, default=3, help="of each rate, other prompts and arrivals in each"
     )
     parser.add_argument("--duration", type=float, default=30.0, help="seconds of arrivals")
     parser.add_argument("--warmup", type=int, default=8, help="requests before, not counted")

@@ -12,10 +12,9 @@ requests at staggered depths (`steady_state.py`), and a window of decode steps i
 
 With --record the profiler looks at some steps after the last window of each output length.
 
-With --full-run the shortcut is put to the test: the same queues are measured once more, with
-requests that all begin at depth 0. They come one by one over the length of an output, so that their
-depths spread by themselves, and are measured for two more outputs. Requests that came at once would
-stay in step.
+The state `full` puts that shortcut to the test: the same queues with requests that all begin at
+depth 0. They come one by one over the length of an output, so that their depths spread by
+themselves, and are measured for one more. Requests that came at once would stay in step.
 """
 
 import argparse
@@ -49,6 +48,7 @@ from token_streams import OutOfTimeError
 # SGLang's estimate of what a running request will need falls for so many decode steps.
 SETTLE_STEPS = 620
 PREFILLED_TOGETHER = 4  # no more are allowed to SGLang's --min-free-slots-delay
+STATES = ("steady", "full")
 KINDS = ("fits", "full")  # in this order: a queue that has become full does not shrink
 # What a minute or two on a CPU can do, with the same code.
 QUICK = {
@@ -113,8 +113,9 @@ class ArmBench:
         for output in args.outputs:
             for budget in args.kv_budgets if self.arm.is_evicting else [None]:
                 work = Work(args.prompt, output, budget)
-                self.measure_steady_state(work)
-                if args.full_run:
+                if "steady" in args.states:
+                    self.measure_steady_state(work)
+                if "full" in args.states:
                     self.measure_full_run(work)
 
     def measure_steady_state(self, work: Work) -> None:
@@ -148,7 +149,7 @@ class ArmBench:
                 if kind == "full":
                     run.queue.grow(self.waiting(work))
                 run.wait_steps(self.args.warmup)
-                self.write(run, "full run", kind, 2 * work.output)
+                self.write(run, "full run", kind, work.output)
         finally:
             run.end()
 
@@ -241,7 +242,9 @@ def parse_args() -> argparse.Namespace:
         "--kv-budgets", type=int, nargs="+", default=[512, 1024, 2048], help="each L in tokens"
     )
     parser.add_argument("--queues", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--full-run", action="store_true", help="without the shortcut as well")
+    parser.add_argument(
+        "--states", nargs="+", choices=STATES, default=STATES[:1], help="full: no shortcut"
+    )
     parser.add_argument("--steps", type=int, default=1000, help="decode steps of a window")
     parser.add_argument("--warmup", type=int, default=100, help="decode steps before a window")
     parser.add_argument(

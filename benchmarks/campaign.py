@@ -1,6 +1,6 @@
 """Every comparison with the default runtime, one after the other on one GPU.
 
-    python benchmarks/campaign.py --out out/campaign     # at most 140 minutes
+    python benchmarks/campaign.py --out out/campaign     # at most 170 minutes
 
 A step is one benchmark with its arguments. Its rows are appended to the file of its kind in --out,
 and what it said stands in a log beside them. A step that came to its end, or used up its time, is
@@ -74,12 +74,18 @@ STEPS = {
     ),
     "throughput-whole": Step(
         "bench_throughput.py --shape qwen2.5-1.5b --arms default raas --outputs 2048 "
-        "--kv-budgets 256 --max-total-tokens 100000 --max-running-requests 192 --full-run "
-        "--together --warmup 1000",
+        "--kv-budgets 256 --max-total-tokens 100000 --max-running-requests 192 --together "
+        "--warmup 1000 --states steady full",
         "throughput",
         420,
     ),
-    "serving": Step("bench_serving.py", "serving", 720),
+    "throughput-full": Step(
+        "bench_throughput.py --arms raas default --kv-budgets 1024 --outputs 8192 --queues full "
+        "--states full",
+        "throughput",
+        1260,
+    ),
+    "serving": Step("bench_serving.py --arms default raas", "serving", 1200),
     "prefix": Step(f"bench_prefix.py --rounds 5 {TOGETHER}", "prefix", 360),
     "profile": Step(f"profile_step.py --batches 64 256 {TOGETHER}", "profile", 240),
     "memory": Step("bench_memory.py --arms default raas", "memory", 420),

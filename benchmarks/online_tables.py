@@ -43,7 +43,13 @@ def _requests(row: Row) -> float:
 
 
 def _cell(row: Row) -> str:
+    """A median, from the least to the most of its rounds."""
     form = _ROUNDED.get(row["unit"])
-    value = format(row["value"], form) if form else number(row["value"])
+
+    def told(value: float) -> str:
+        return format(value, form) if form else number(value)
+
+    value, least, most = map(told, (row["value"], *row["spread"]))
+    spread = f" ({least} to {most})" if least != most else ""
     once = f" (once: {row['held_once']:,})" if row["unit"] == "slots" else ""
-    return f"{value} {row['unit']}{once}"
+    return f"{value}{spread} {row['unit']}{once}"
