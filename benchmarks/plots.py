@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stored import Row, distinct, gpus
-from tables import logical_length, mebibytes_of_request, newest_throughput, over_length
+from tables import logical_length, mebibytes_of_request, over_length
+from throughput_tables import in_steady_state
 
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 COLOURS = {
@@ -72,7 +73,7 @@ def memory() -> Plot:
 
 def throughput() -> Plot:
     """Throughput over the output length."""
-    rows = [row for row in newest_throughput().values() if row["config"]["state"] == "steady state"]
+    rows = in_steady_state()
     lines = _lines(rows, lambda row: row["config"]["output"], lambda row: row["value"])
     return Plot(_title("Throughput with a full queue", rows), "output, tokens", "tokens/s", lines)
 

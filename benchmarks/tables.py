@@ -8,9 +8,9 @@ from model_shapes import attention_shape
 from online_tables import prefix, serving
 from ops_table import ops
 from stored import Row, newest, read, run_of, shape_name
-from table import device, device_and_budget, number, per_heading
+from table import device_and_budget, number, per_heading
+from throughput_tables import shortcut, throughput
 
-WINDOW_STEPS = 1000  # a shorter window is one that was cut, which its cell says
 AT_ONE_LENGTH = "inter-token latency at one resident length"
 AT_LENGTH = re.compile(r"inter-token latency at (\d+) logical tokens")
 
@@ -76,48 +76,10 @@ def memory() -> str:
     )
 
 
-def throughput() -> str:
-    """Tokens per second with a full queue over the output length, and how many requests ran."""
-    kept = newest_throughput()
-    best: dict[tuple[str, str, int, str], float] = {}
-    for row in kept.values():
-        if _arm(row) == "default":
-            key = _throughput_case(row)
-            best[key] = max(row["value"], best.get(key, 0.0))
-
-    def label(row: Row) -> str:
-        budget = row["config"]["budget"]
-        chosen = f", L = {budget:,}" if budget else ""
-        state = row["config"]["state"].replace("steady state", "")
-        ending = ", ".join(filter(None, [state, _QUEUES[row["config"]["queue"]]]))
-        return f"{shape_name(_shape(row))} `{_arm(row)}`{chosen}{', ' if ending else ''}{ending}"
-
-    def cell(row: Row) -> str:
-        reference = best.get(_throughput_case(row))
-        ratio = f"{row['value'] / reference:.2f}x, " if reference and _arm(row) != "default" else ""
-        cut = f", {row['steps']} steps" if row["steps"] < WINDOW_STEPS else ""
-        return f"{row['value']:,.0f} ({ratio}{row['running']:.0f}{cut})"
-
-    return per_heading(
-        list(kept.values()),
-        device,
-        "tokens/s (of the better `default`, running requests), output",
-        label,
-        lambda row: int(row["config"]["output"]),
-        cell,
-    )
-
-
 def over_length() -> dict[tuple[object, ...], Row]:
     """The newest row of each device, budget, shape, arm, batch and logical length."""
     rows = [row for row in read("decode") if AT_LENGTH.fullmatch(row["result"])]
     return newest(rows, _length_key)
-
-
-def newest_throughput() -> dict[tuple[object, ...], Row]:
-    """The newest row of each device, shape, arm, budget, output length and kind of queue."""
-    rows = [row for row in read("throughput") if row["result"] == "throughput"]
-    return newest(rows, _throughput_key)
 
 
 def logical_length(row: Row) -> int:
@@ -142,12 +104,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency": latency,
     "memory": memory,
     "throughput": throughput,
+    "shortcut": shortcut,
     "serving": serving,
     "prefix": prefix,
     "ops": ops,
     **ACCURACY,
 }
-_QUEUES = {"full": "", "fits": "as many as fit"}
 
 
 def _default_of(row: Row, rows: dict[tuple[object, ...], Row]) -> Row | None:
@@ -164,16 +126,6 @@ def _over_length_label(row: Row) -> str:
 def _length_key(row: Row, arm: str | None = None) -> tuple[object, ...]:
     chosen = arm or _arm(row)
     return device_and_budget(row), _shape(row), chosen, _batch(row), logical_length(row)
-
-
-def _throughput_key(row: Row) -> tuple[object, ...]:
-    config = row["config"]
-    return (*_throughput_case(row), config["arm"], config["budget"], config["queue"])
-
-
-def _throughput_case(row: Row) -> tuple[str, str, int, str]:
-    config = row["config"]
-    return device(row), config["shape"], config["output"], config["state"]
 
 
 def _arm(row: Row) -> str:

@@ -114,6 +114,21 @@ def test_a_window_that_was_cut_says_so(results):
     assert "| 2,500 (10, 240 steps) |" in tables.throughput()
 
 
+def test_a_full_run_stands_beside_the_shortcut(results):
+    small = {"flags": ["--max-total-tokens", "100000"]}
+    put_together = throughput_row("default", 2048, 1000.0)
+    run = {**put_together, "value": 900.0}
+    run["config"] = {**put_together["config"], "state": "full run"}
+    results("throughput", put_together, {**put_together, **small}, {**run, **small})
+    text = tables.shortcut()
+    assert "| NVIDIA H100, prompt 256, a pool of 100,000 tokens: " in text
+    assert "| Qwen2.5-7B `default` | 1,000 (10) |" in text
+    assert "| Qwen2.5-7B `default`, full run | 900 (10) |" in text
+    assert "NVIDIA H100, prompt 256: " not in text
+    assert "pool of" not in tables.throughput()
+    assert len(plots.throughput().lines) == 1
+
+
 def test_a_model_on_two_gpus_is_another_table_and_another_line(results):
     row = throughput_row("default", 8192, 1000.0)
     results("throughput", row, {**row, "flags": ["--tp-size", "2"]}, {**row, "flags": ["--tp=1"]})
@@ -138,13 +153,13 @@ def test_online_load_and_prefix_say_each_result_of_each_arm(results):
     config = {"shape": "qwen2.5-7b", "arm": "raas", "prompt": 256, "output": 2048, "budget": 1024}
     config |= {"ttft_ms": 500.0, "itl_ms": 25.0, "rate": 4.0}
     row = {"result": "goodput", "value": 3.9, "unit": "requests/s", "config": config, **ABOUT}
-    results("serving", row)
+    results("serving", {**row, "spread": [3.5, 4.1]})
     text = tables.serving()
     assert "NVIDIA H100, prompt 256, output 2048, L = 1,024, targets 500 ms and 25 ms" in text
-    assert "| Qwen2.5-7B `raas`: goodput | 3.90 requests/s |" in text
+    assert "| Qwen2.5-7B `raas`: goodput | 3.90 (3.50 to 4.10) requests/s |" in text
     config = {"shape": "qwen2.5-7b", "arm": "raas", "prompt": 8192, "requests": 64}
     row = {"result": "slots in use", "value": 77000, "unit": "slots", "config": config, **ABOUT}
-    results("prefix", {**row, "held_once": 77824})
+    results("prefix", {**row, "held_once": 77824, "spread": [77000, 77000]})
     assert "| Qwen2.5-7B `raas`: slots in use | 77,000 slots (once: 77,824) |" in tables.prefix()
 
 
