@@ -24,7 +24,15 @@ from rows import RowFile, gpu_query
 
 POLL_S = 0.2
 MIB_PER_GIB = 1024.0
-QUICK = {"shape": "reasoner", "requests": 8, "prompt": 300, "output": 120, "kv_budget": 64}
+QUICK = {
+    "shape": "reasoner",
+    "arms": ["default", "raas"],
+    "server_flags": "--sleep-on-idle --mem-fraction-static 0.3",
+    "requests": 8,
+    "prompt": 300,
+    "output": 120,
+    "kv_budget": 64,
+}
 
 
 class Watch:

@@ -40,7 +40,7 @@ QUICK = {
     "own": 16,
     "requests": 8,
     "kv_budget": 64,
-    "output": 160,
+    "output": 112,
     "rounds": 2,
     "log_steps": 8,
 }

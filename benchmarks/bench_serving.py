@@ -10,7 +10,6 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from command_line import (
 )
 from decode_run import Workload
 from model_shapes import model_path_of
+from online_client import NAME, run_client
 from rows import RowFile
 from token_streams import OutOfTimeError
 from word_tokenizer import write_word_tokenizer
@@ -53,8 +53,8 @@ QUICK = {
     "kv_budget": 64,
     "rates": [4.0],
     "rounds": 1,
-    "duration": 6.0,
-    "warmup": 4,
+    "duration": 4.0,
+    "warmup": 1,
     "max_running_requests": 16,
     "max_total_tokens": 8192,
     "stream_interval": 4,
@@ -125,7 +125,7 @@ def write(
     details |= {
         "completed": rounds[0]["completed"],
         "benchmark": shlex.join(
-            ["python", *command("URL", rate, args.seed, args, "TOKENIZER", "FILE")]
+            ["python", "-m", NAME, *command("URL", rate, args.seed, args, "TOKENIZER", "FILE")]
         ),
         "flags": ["TOKENIZER" if flag == folder else flag for flag in arm.flags],
     }
@@ -168,15 +168,7 @@ def serve(
     """
     arm.clear()
     path = str(Path(folder) / f"{arm.name}-{rate}-{seed}.jsonl")
-    run = subprocess.run(
-        [sys.executable, *command(arm.server.url, rate, seed, args, folder, path)],
-        env=arm.server.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise RuntimeError(f"sglang.bench_serving must succeed, got:\n{run.stdout}\n{run.stderr}")
+    run_client(command(arm.server.url, rate, seed, args, folder, path))
     seen = dict(json.loads(Path(path).read_text()))
     failed = [error for error in seen["errors"] if error]
     if failed or seen["completed"] != num_requests(args, rate):
@@ -189,9 +181,9 @@ def serve(
 def command(
     url: str, rate: float, seed: int, args: argparse.Namespace, folder: str, path: str
 ) -> list[str]:
-    """SGLang's benchmark for one rate, as Python's arguments."""
+    """The command line of SGLang's benchmark for one rate."""
     return [
-        *("-m", "sglang.bench_serving", "--backend", "sglang"),
+        *("--backend", "sglang"),
         *("--base-url", url, "--model", folder, "--tokenizer", folder),
         *("--dataset-name", "random-ids", "--tokenize-prompt", "--random-range-ratio", "1.0"),
         *("--random-input-len", str(args.prompt), "--random-output-len", str(args.output)),
