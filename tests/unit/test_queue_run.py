@@ -56,12 +56,16 @@ class FakeQueue:
 
     def __init__(self, server, info):
         self.server = server
+        self.grown = []
         self.served = [Served(Request([1], 64)) for _ in range(RUNNING)]
         for served in self.served:
             served.note({"completion_tokens": 1, **info})
 
     def check(self):
         self.server.decode()
+
+    def grow(self, count):
+        self.grown.append(count)
 
     def generated(self, when):
         return 100.0 * when
@@ -117,3 +121,14 @@ def test_a_window_that_the_time_cuts_too_short_is_not(run_of):
     run = run_of(Log(lines=LEAST_LINES - 1), deadline=time.monotonic() + 0.2)
     with pytest.raises(OutOfTimeError):
         run.window(1000, is_full=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "grown"), [(5, [1, 0, 1, 0, 1, 0, 1, 0, 1]), (20, [1] + [2] * 10)]
+)
+def test_requests_of_a_full_run_come_evenly_over_an_output(run_of, count, grown):
+    run = run_of(Log())
+    run.grow_over(count, steps=10 * LOG_STEPS)
+    seen = run.queue.grown
+    assert sum(seen) == count
+    assert seen == [*grown[:-1], count - sum(grown[:-1])]
