@@ -129,12 +129,11 @@ def write(
         ),
         "flags": ["TOKENIZER" if flag == folder else flag for flag in arm.flags],
     }
-    for result, name, unit in RESULTS:
+    written = [
         rows.write(result, [seen[name] for seen in rounds], unit, config, **details)
-    medians = [statistics.median(seen[name] for seen in rounds) for _, name, _ in RESULTS]
-    told = ", ".join(
-        f"{result} {value:.4g}" for (result, *_), value in zip(RESULTS, medians, strict=True)
-    )
+        for result, name, unit in RESULTS
+    ]
+    told = ", ".join(f"{row['result']} {row['value']:.4g}" for row in written)
     say(f"{arm.name}, {rate} requests/s, {len(rounds)} rounds: {told}")
 
 

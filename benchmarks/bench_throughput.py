@@ -129,11 +129,7 @@ class ArmBench:
             run.queue.grow(fitting - 1)
             run.wait_for_token(min(1, fitting - 1))
             run.wait_steps(work.steps_to_saturation)
-            for kind in self.kinds():
-                if kind == "full":
-                    run.queue.grow(self.waiting(work))
-                run.wait_steps(self.args.warmup)
-                self.write(run, "steady state", kind, self.args.steps)
+            self.measure_kinds(run, "steady state", self.args.steps)
             if self.args.record:
                 self.record(work, self.kinds()[-1])
         finally:
@@ -145,13 +141,17 @@ class ArmBench:
         run = self.queue_run(work, 0, 0)
         try:
             run.grow_over(self.fitting(work), work.output)
-            for kind in self.kinds():
-                if kind == "full":
-                    run.queue.grow(self.waiting(work))
-                run.wait_steps(self.args.warmup)
-                self.write(run, "full run", kind, work.output)
+            self.measure_kinds(run, "full run", work.output)
         finally:
             run.end()
+
+    def measure_kinds(self, run: QueueRun, state: str, steps: int) -> None:
+        """Measures a window of a state for each kind of queue."""
+        for kind in self.kinds():
+            if kind == "full":
+                run.queue.grow(self.waiting(run.work))
+            run.wait_steps(self.args.warmup)
+            self.write(run, state, kind, steps)
 
     def kinds(self) -> list[str]:
         """Kinds of queue that are measured, in their order."""
@@ -243,7 +243,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--queues", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument(
-        "--states", nargs="+", choices=STATES, default=STATES[:1], help="full: no shortcut"
+        "--states", nargs="+", choices=STATES, default=["steady"], help="full: no shortcut"
     )
     parser.add_argument("--steps", type=int, default=1000, help="decode steps of a window")
     parser.add_argument("--warmup", type=int, default=100, help="decode steps before a window")

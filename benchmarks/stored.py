@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-_TP_SIZE = re.compile(r"--tp(?:-size)?[ =](\d+)")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -35,8 +34,15 @@ def run_of(row: Row) -> tuple[str, str]:
 def gpus(row: Row) -> str:
     """What a row's servers ran on: a GPU, as many as share the model, or the CPU."""
     name = row["gpu"] or "CPU"
-    shared = _TP_SIZE.findall(" ".join(row.get("flags", [])))
-    return f"{shared[-1]} x {name}" if shared and shared[-1] != "1" else name
+    shared = flag_number(row, "--tp-size", "--tp")
+    return f"{shared} x {name}" if shared and shared > 1 else name
+
+
+def flag_number(row: Row, *names: str) -> int | None:
+    """The number that a row's servers were given with a flag, under any of its names; the last."""
+    given = rf"(?:{'|'.join(map(re.escape, names))})[ =](\d+)"
+    numbers = re.findall(given, " ".join(row.get("flags", [])))
+    return int(numbers[-1]) if numbers else None
 
 
 def shape_name(shape: str) -> str:

@@ -1,6 +1,6 @@
 """The tables of the throughput, and of the shortcut that it is measured with."""
 
-from stored import Row, newest, read, shape_name
+from stored import Row, flag_number, newest, read, shape_name
 from table import device, per_heading
 
 WINDOW_STEPS = 1000  # a shorter window is one that was cut, which its cell says
@@ -65,7 +65,7 @@ def _table(rows: list[Row]) -> str:
 
 def _heading(row: Row) -> str:
     limit = _pool_limit(row)
-    return device(row) + (f", a pool of {int(limit):,} tokens" if limit else "")
+    return device(row) + (f", a pool of {limit:,} tokens" if limit else "")
 
 
 def _label(row: Row) -> str:
@@ -81,8 +81,6 @@ def _case(row: Row) -> Case:
     return _heading(row), row["config"]["shape"], row["config"]["output"]
 
 
-def _pool_limit(row: Row) -> str:
-    """The pool that its server was told to have, in tokens; empty if it had what fits."""
-    flags = row.get("flags", [])
-    flag = "--max-total-tokens"
-    return str(flags[flags.index(flag) + 1]) if flag in flags else ""
+def _pool_limit(row: Row) -> int | None:
+    """The pool that its server was told to have, in tokens; None if it had what fits."""
+    return flag_number(row, "--max-total-tokens")
