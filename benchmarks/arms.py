@@ -13,6 +13,7 @@ import requests
 from decode_log import DecodeBatch, decode_batches
 from local_server import CPU_FLAGS, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
+from stored import flag_number
 
 POLICIES: dict[str, tuple[str, ...]] = {
     "default": (),  # SGLang as it comes, the plugin not loaded
@@ -53,7 +54,7 @@ class Arm:
         """Starts the server and proves that the plugin is there, or is not.
 
         Raises:
-            RuntimeError: it did not start, or its plugin is not as the arm wants it.
+            RuntimeError: it did not start, or its plugin or its pool is not as the arm wants it.
         """
         self.server.start()
         loaded = loads_plugin(self.server)
@@ -63,8 +64,18 @@ class Arm:
                 f"but the server {'has' if loaded else 'does not have'} it; "
                 "install the plugin, and leave SGLANG_PLUGINS unset"
             )
+        self._check_pool()
         # Else Python's garbage collector halts a scheduler for up to half a second now and then.
         self.post("/freeze_gc")
+
+    def _check_pool(self) -> None:
+        asked = flag_number(self.flags, "--max-total-tokens") or 0
+        got = self.information()["max_total_num_tokens"]
+        if got < asked:
+            raise RuntimeError(
+                f"the pool of arm {self.name} must hold {asked} tokens, got {got}; ask for less, "
+                "start fewer arms together, or raise --mem-fraction-static in --server-flags"
+            )
 
     def post(self, route: str, **body: Any) -> requests.Response:
         """Sends a request that must succeed.

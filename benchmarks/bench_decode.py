@@ -47,7 +47,6 @@ def main() -> int:
     ]
     config = {"shape": args.shape, **load.config()}
     with started(arms, say):
-        check_pools(arms)
         try:
             check_tokens(arms, load, rows, config, deadline)
             if args.logical is None:
@@ -64,22 +63,6 @@ def main() -> int:
             say(f"{args.seconds} s are used up; {args.out} holds what was measured")
         note_memory(arms, rows, config)
     return 0
-
-
-def check_pools(arms: list[Arm]) -> None:
-    """Every arm must have the pool that was asked for.
-
-    Raises:
-        RuntimeError: one has less, so the arms do not fit together.
-    """
-    for arm in arms:
-        asked = int(arm.flags[arm.flags.index("--max-total-tokens") + 1])
-        got = arm.information()["max_total_num_tokens"]
-        if got < asked:
-            raise RuntimeError(
-                f"the pool of arm {arm.name} must hold {asked} tokens, got {got}; "
-                "measure fewer arms together, smaller batches or fewer rounds"
-            )
 
 
 def check_tokens(

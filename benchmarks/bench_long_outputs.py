@@ -51,7 +51,6 @@ def main() -> int:
     for name in args.arms:
         arm = Arm(name, model_path_of(args.shape), args.kv_budget, server_flags(args))
         with started([arm], say):
-            check_pool(arm, args.pool)
             if arm.is_evicting:
                 broken += run_to_the_end(arm, args, rows, deadline)
             else:
@@ -208,20 +207,6 @@ class Batch:
 def prompts(args: argparse.Namespace, lengths: list[int]) -> list[list[int]]:
     """Prompts of the run's model and seed."""
     return random_prompts(model_path_of(args.shape), args.seed, lengths)
-
-
-def check_pool(arm: Arm, asked: int) -> None:
-    """Makes sure that the pool is as large as it is said to be.
-
-    Raises:
-        RuntimeError: the device's memory did not suffice.
-    """
-    got = arm.information()["max_total_num_tokens"]
-    if got != asked:
-        raise RuntimeError(
-            f"the pool of arm {arm.name} must hold {asked} tokens, got {got}; "
-            "lower --pool, or raise --mem-fraction-static in --server-flags"
-        )
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:

@@ -85,7 +85,12 @@ STEPS = {
         "throughput",
         1260,
     ),
-    "serving": Step("bench_serving.py --arms default raas", "serving", 1200),
+    "serving": Step(
+        "bench_serving.py --arms default raas --rounds 5 --together --max-total-tokens 380000 "
+        "'--server-flags=--mem-fraction-static 0.92 --chunked-prefill-size 2048'",
+        "serving",
+        1200,
+    ),
     "prefix": Step(f"bench_prefix.py --rounds 5 {TOGETHER}", "prefix", 360),
     "profile": Step(f"profile_step.py --batches 64 256 {TOGETHER}", "profile", 240),
     "memory": Step("bench_memory.py --arms default raas", "memory", 420),

@@ -1,7 +1,7 @@
 """The tables of the online load and of the shared prefix."""
 
 from stored import Row, newest, read, shape_name
-from table import device, number, per_heading
+from table import device, device_and_pool, number, per_heading
 
 _ROUNDED = {"requests/s": ".2f", "tokens/s": ",.0f", "slots": ",.0f", "tokens": ",.0f"}
 
@@ -25,7 +25,7 @@ def _serving_heading(row: Row) -> str:
     if "rate" not in config:
         return device(row)
     return (
-        f"{device(row)}, output {config['output']}, L = {config['budget']:,}, targets "
+        f"{device_and_pool(row)}, output {config['output']}, L = {config['budget']:,}, targets "
         f"{config['ttft_ms']:g} ms and {config['itl_ms']:g} ms"
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,19 @@ def run_of(row: Row) -> tuple[str, str]:
 def gpus(row: Row) -> str:
     """What a row's servers ran on: a GPU, as many as share the model, or the CPU."""
     name = row["gpu"] or "CPU"
-    shared = flag_number(row, "--tp-size", "--tp")
+    shared = flag_number(flags_of(row), "--tp-size", "--tp")
     return f"{shared} x {name}" if shared and shared > 1 else name
 
 
-def flag_number(row: Row, *names: str) -> int | None:
-    """The number that a row's servers were given with a flag, under any of its names; the last."""
+def flags_of(row: Row) -> list[str]:
+    """The command line of a row's servers, empty where none ran."""
+    return list(row.get("flags", []))
+
+
+def flag_number(flags: Sequence[str], *names: str) -> int | None:
+    """The number that a server is given with a flag, under any of its names; the last counts."""
     given = rf"(?:{'|'.join(map(re.escape, names))})[ =](\d+)"
-    numbers = re.findall(given, " ".join(row.get("flags", [])))
+    numbers = re.findall(given, " ".join(flags))
     return int(numbers[-1]) if numbers else None
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from stored import Row, distinct, gpus, source
+from stored import Row, distinct, flag_number, flags_of, gpus, source
 
 NOTHING = "Not measured yet."
 
@@ -38,6 +38,16 @@ def device(row: Row) -> str:
 
 def device_and_budget(row: Row) -> str:
     return f"{device(row)}, L = {row['config']['budget']:,}"
+
+
+def device_and_pool(row: Row) -> str:
+    limit = pool_limit(row)
+    return device(row) + (f", a pool of {limit:,} tokens" if limit else "")
+
+
+def pool_limit(row: Row) -> int | None:
+    """The pool that its server was told to have, in tokens; None if it had what fits."""
+    return flag_number(flags_of(row), "--max-total-tokens")
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 """The tables of the throughput, and of the shortcut that it is measured with."""
 
-from stored import Row, flag_number, newest, read, shape_name
-from table import device, per_heading
+from stored import Row, newest, read, shape_name
+from table import device_and_pool, per_heading, pool_limit
 
 WINDOW_STEPS = 1000  # a shorter window is one that was cut, which its cell says
 _QUEUES = {"full": "", "fits": "as many as fit"}
@@ -24,9 +24,7 @@ def shortcut() -> str:
 def in_steady_state() -> list[Row]:
     """The newest rows of the steady state, in pools of the size that SGLang chooses."""
     return [
-        row
-        for row in _newest()
-        if row["config"]["state"] == "steady state" and not _pool_limit(row)
+        row for row in _newest() if row["config"]["state"] == "steady state" and not pool_limit(row)
     ]
 
 
@@ -55,17 +53,12 @@ def _table(rows: list[Row]) -> str:
 
     return per_heading(
         rows,
-        _heading,
+        device_and_pool,
         "tokens/s (of the better `default`, running requests), output",
         _label,
         lambda row: int(row["config"]["output"]),
         cell,
     )
-
-
-def _heading(row: Row) -> str:
-    limit = _pool_limit(row)
-    return device(row) + (f", a pool of {limit:,} tokens" if limit else "")
 
 
 def _label(row: Row) -> str:
@@ -78,9 +71,4 @@ def _label(row: Row) -> str:
 
 def _case(row: Row) -> Case:
     """What rows must share to be held against each other, but for the state."""
-    return _heading(row), row["config"]["shape"], row["config"]["output"]
-
-
-def _pool_limit(row: Row) -> int | None:
-    """The pool that its server was told to have, in tokens; None if it had what fits."""
-    return flag_number(row, "--max-total-tokens")
+    return device_and_pool(row), row["config"]["shape"], row["config"]["output"]

@@ -154,7 +154,9 @@ def test_online_load_and_prefix_say_each_result_of_each_arm(results):
     config |= {"ttft_ms": 500.0, "itl_ms": 25.0, "rate": 4.0}
     row = {"result": "goodput", "value": 3.9, "unit": "requests/s", "config": config, **ABOUT}
     results("serving", {**row, "spread": [3.5, 4.1]})
+    results("serving", {**row, "spread": [3.9, 3.9], "flags": ["--max-total-tokens", "380000"]})
     text = tables.serving()
+    assert "NVIDIA H100, prompt 256, a pool of 380,000 tokens, output 2048, L = 1,024" in text
     assert "NVIDIA H100, prompt 256, output 2048, L = 1,024, targets 500 ms and 25 ms" in text
     assert "| Qwen2.5-7B `raas`: goodput | 3.90 (3.50 to 4.10) requests/s |" in text
     config = {"shape": "qwen2.5-7b", "arm": "raas", "prompt": 8192, "requests": 64}
