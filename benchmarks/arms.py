@@ -69,9 +69,11 @@ class Arm:
         self.post("/freeze_gc")
 
     def _check_pool(self) -> None:
-        asked = flag_number(self.flags, "--max-total-tokens") or 0
+        asked = flag_number(self.flags, "--max-total-tokens")
+        if asked is None:
+            return
         got = self.information()["max_total_num_tokens"]
-        if got < asked:
+        if got != asked:
             raise RuntimeError(
                 f"the pool of arm {self.name} must hold {asked} tokens, got {got}; ask for less, "
                 "start fewer arms together, or raise --mem-fraction-static in --server-flags"

@@ -35,6 +35,11 @@ def test_a_smaller_pool_is_refused(started, flags):
         started("raas", "--max-total-tokens", "2000", *flags)
 
 
+def test_a_larger_pool_is_refused_too(started):
+    with pytest.raises(RuntimeError, match=r"arm off must hold 2000 tokens, got 4096; ask for"):
+        started("off", "--max-total-tokens", "2000")
+
+
 def test_the_plugin_must_be_there_or_not(started):
     with pytest.raises(RuntimeError, match="arm default must run without the plugin"):
         started("default")
