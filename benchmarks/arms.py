@@ -12,16 +12,14 @@ import requests
 
 from decode_log import DecodeBatch, decode_batches
 from local_server import CPU_FLAGS, LocalServer
+from raas_sglang.config import POLICY_NAMES
 from raas_sglang.cpu import cpu_environment, has_driver
 from stored import flag_number
 
 POLICIES: dict[str, tuple[str, ...]] = {
     "default": (),  # SGLang as it comes, the plugin not loaded
     "off": ("--kv-policy", "dense"),
-    "raas": ("--kv-policy", "raas"),
-    "raas-paper": ("--kv-policy", "raas", "--kv-stamp-rule", "paper"),
-    "raas-exact": ("--kv-policy", "raas", "--kv-score", "exact"),
-    "raas-paper-exact": ("--kv-policy", "raas", "--kv-stamp-rule", "paper", "--kv-score", "exact"),
+    **{name: ("--kv-policy", name) for name in POLICY_NAMES if name != "dense"},
 }
 # The bundled reasoner's head size is known to SGLang's Qwen2 through a plugin of its own.
 HEAD_DIM_PLUGIN = "qwen2_head_dim"
@@ -40,7 +38,7 @@ class Arm:
     def __init__(self, name: str, model_path: Path, budget: int, flags: Sequence[str]) -> None:
         self.name = name
         self.has_plugin = name != "default"
-        self.is_evicting = name.startswith("raas")
+        self.is_evicting = name not in ("default", "off")
         policy = (*POLICIES[name], "--kv-budget", str(budget)) if self.has_plugin else ()
         on_gpu = has_driver()
         environment = dict(os.environ) if on_gpu else cpu_environment()

@@ -41,7 +41,6 @@ class Step(NamedTuple):
 STEPS = {
     "ops": Step("bench_ops.py --shape 7B --budget 1024 --batch 1 64 256 --repeats 5", "ops", None),
     "attention": Step("bench_attention.py --repeats 5", "ops", None),
-    "exact": Step("bench_exact.py --repeats 5", "exact", None),
     "decode": Step(
         f"bench_decode.py --arms default off raas --batches 64 16 1 {TOGETHER}", "decode", 300
     ),

@@ -15,9 +15,7 @@ COLOURS = {
     "default": "#888888",
     "off": "#bb8833",
     "raas": "#bb1133",
-    "raas-exact": "#119977",
     "raas-paper": "#1166bb",
-    "raas-paper-exact": "#66bbee",
 }
 
 MARKS = "os^Dvx"

@@ -21,7 +21,6 @@ DOCUMENTS = (
     "benchmarks/README.md",
     "benchmarks/bench_rivals.md",
     "docs/accuracy.md",
-    "docs/accuracy_tables.md",
 )
 PLOTS_FOLDER = "docs/plots"
 _MARKED = re.compile(r"(<!-- report: (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)

@@ -64,7 +64,7 @@ def log_part(usages: Mapping[Policy, KVUsage]) -> str:
     total = KVUsage()
     for usage in usages.values():
         total = total.plus(usage)
-    counts = [f"#{p.name.lower()}-req: {u.requests}" for p, u in usages.items() if u.requests]
+    counts = [f"#{p.label}-req: {u.requests}" for p, u in usages.items() if u.requests]
     return ", ".join(
         [
             *counts,
@@ -124,7 +124,7 @@ class EvictionMetrics:
             for name, (text, _) in _GAUGES.items()
         }
         counters = [Counter(name, text, names) for name, text in _COUNTERS.items()]
-        own = {policy: {**labels, POLICY_LABEL: policy.name.lower()} for policy in Policy}
+        own = {policy: {**labels, POLICY_LABEL: policy.label} for policy in Policy}
         self._gauges = {
             policy: [(gauges[name].labels(**own[policy]), _GAUGES[name][1]) for name in gauges]
             for policy in Policy

@@ -8,10 +8,9 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from raas_kernels import DecodeBatch, KeyCaches
 from raas_kernels.layout import StepOptions
 from raas_kernels.ops import implementation
-from raas_kernels.page_scores import exact_scores
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestState
-from raas_sglang.restore import budget_layout, restore_state
+from raas_sglang.restore import budget_layout, next_victims, restore_state
 from raas_sglang.state import EvictionState, StateShape
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
     """Keys and values [slot, kv_head, head_dim] per layer, where a slot is reused in place.
 
     Prefill stores as in `MHATokenToKVPool`. A decode step calls `claim_slots` before its first
-    layer, `store_decode` in each and `stamp_decode` after the last. `attach` must be called once
+    layer, `store_decode` in each and `score_tokens` after the last. `attach` must be called once
     before the first forward pass.
     """
 
@@ -37,7 +36,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         shape: StateShape,
         head_offset: int,
     ) -> None:
-        """Allocates the eviction state for the request slots of ``req_to_token_pool``.
+        """Allocates the eviction state for the request rows of ``req_to_token_pool``.
 
         Args:
             config: The server's settings.
@@ -48,18 +47,9 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         self.config = config
         self.req_to_token_pool = req_to_token_pool
         self.ops = implementation(self.device)
-        self.options = StepOptions(
-            config.page_size,
-            head_offset,
-            config.kv_score == "bound",
-            config.alpha,
-            config.scored_steps,
-            layer_offset=self.start_layer,
-            fade=config.fade,
-            floor=config.recency_floor,
-        )
-        num_slots = req_to_token_pool.req_to_token.shape[0]
-        self.state = EvictionState(config, shape, num_slots, self.device)
+        self.options = StepOptions(head_offset, layer_offset=self.start_layer)
+        num_rows = req_to_token_pool.req_to_token.shape[0]
+        self.state = EvictionState(config, shape, num_rows, self.device)
         self.key_caches = KeyCaches.of(self.k_buffer)
 
     def is_last(self, layer: "RadixAttention") -> bool:
@@ -74,7 +64,12 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         self.ops.claim_slots(self.state.step, rows, self.state.buffers, self.options)
 
     def store_decode(
-        self, layer: "RadixAttention", q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        self,
+        layer: "RadixAttention",
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rows: DecodeBatch,
     ) -> None:
         """Stores one decode step of a layer in the slots that `claim_slots` found.
 
@@ -83,6 +78,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             q: [B, Hq * D] or [B, Hq, D] queries after RoPE.
             k: [B, H * D] or [B, H, D] keys after RoPE.
             v: [B, H * D] or [B, H, D] values.
+            rows: The decode batch.
         """
         index = self._index(layer)
         self.ops.store_decode(
@@ -92,65 +88,28 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             self.k_buffer[index],
             self.v_buffer[index],
             self.state.step.layer(index),
-            self.state.buffers.layer(index),
-            self.options,
-        )
-
-    def score_exactly(self, layer: "RadixAttention", q: torch.Tensor, rows: DecodeBatch) -> None:
-        """Scores pages by attention probability in plain torch, where `--kv-score exact` asks.
-
-        Args:
-            layer: The attention layer.
-            q: [B, Hq * D] or [B, Hq, D] queries after RoPE.
-            rows: The decode batch, stored already.
-        """
-        if self.options.bound_scores:
-            return
-        index = self._index(layer)
-        exact_scores(
-            q.view(-1, layer.tp_q_head_num, self.head_dim),
-            self.k_buffer[index],
-            layer.scaling,
-            self.state.step.layer(index),
             rows,
             self.state.buffers.layer(index),
-            self.options,
         )
 
-    def score_logits(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
-        """Scores pages by the logits that attention left in ``state.logits``.
+    def score_tokens(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
+        """Ends a decode step: chooses what the next ones overwrite, in all layers.
 
-        Args:
-            layer: The attention layer.
-            rows: The decode batch.
-        """
-        from raas_kernels.exact_scores import score_logits  # Triton, which the CPU may lack
-
-        assert self.state.logits is not None, "allocated with --kv-score exact"
-        index = self._index(layer)
-        score_logits(
-            self.state.logits,
-            layer.scaling,
-            rows,
-            self.state.buffers.layer(index),
-            self.state.step.layer(index),
-            self.options,
-        )
-
-    def stamp_decode(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
-        """Ends a decode step: stamps the pages of all layers that were important.
-
-        Nothing before the next step reads the timestamps, so one launch does for all layers.
+        Nothing before the next step reads that, so one launch does for all layers.
 
         Args:
             layer: The last attention layer; all scale q·k as it does.
             rows: The decode batch.
         """
-        state, options = self.state, self.options._replace(scaling=layer.scaling)
-        if options.bound_scores:
-            self.ops.score_pages(state.scratch, self.key_caches, rows, state.buffers, options)
-        else:
-            self.ops.stamp_decode(state.step, rows, state.buffers, options)
+        state = self.state
+        self.ops.score_tokens(
+            state.scratch,
+            self.key_caches,
+            state.step,
+            rows,
+            state.buffers,
+            self.options._replace(scaling=layer.scaling),
+        )
 
     def resume(self, slot: int, request: RequestState) -> None:
         """Lets a request go on whose last L generated tokens were prefilled again.
@@ -158,18 +117,21 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         Moves each to its place in the budget slots [P, P + L) and rebuilds the eviction state.
 
         Args:
-            slot: The request's slot.
+            slot: The request's row.
             request: Its progress; at least one generated token was prefilled.
         """
-        page_size = self.config.page_size
-        layout = budget_layout(request.generated_len, request.options.budget, page_size)
+        options, generated = request.options, request.generated_len
+        tokens = budget_layout(generated, options.budget)
         row = self.req_to_token_pool.req_to_token[slot].long()
-        source = row[request.prompt_len + layout.tokens.to(row.device) - request.skipped_len]
-        target = row[request.prompt_len : request.prompt_len + len(layout.tokens)]
-        for index in range(self.layer_num):
-            self.k_buffer[index][target] = self.k_buffer[index][source]
-            self.v_buffer[index][target] = self.v_buffer[index][source]
-        restore_state(self.state.buffers, slot, layout)
+        source = row[request.prompt_len + tokens.to(row.device) - request.skipped_len]
+        target = row[request.prompt_len : request.prompt_len + len(tokens)]
+        norms = []
+        for keys, values in zip(self.k_buffer, self.v_buffer, strict=True):
+            keys[target] = keys[source]
+            values[target] = values[source]
+            norms.append(values[target].float().norm(dim=2).T)
+        victims = next_victims(options.policy, generated, options.budget)
+        restore_state(self.state.buffers, slot, options.policy, tokens, torch.stack(norms), victims)
 
     def _index(self, layer: "RadixAttention") -> int:
         index: int = layer.layer_id - self.start_layer

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raas_kernels import Policy
-from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget, check_policy
+from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget
+from raas_sglang.policies import POLICIES
 
 POLICY_KEY, BUDGET_KEY = "kv_policy", "kv_budget"
 _RESERVED_PREFIX = "kv_"
@@ -51,10 +52,9 @@ def parse_options(
     policy = asked.get(POLICY_KEY, config.kv_policy)
     if not isinstance(policy, str) or policy not in POLICY_NAMES:
         raise ValueError(f"kv_policy must be one of {', '.join(POLICY_NAMES)}, got {policy!r}")
-    check_policy(POLICY_KEY, policy, config.kv_score)
     budget = asked.get(BUDGET_KEY, config.kv_budget)
     _check_request_budget(budget, config, context_len, max_new_tokens)
-    kind = Policy[policy.upper()]
+    kind = POLICIES[policy].kind
     limit = context_len if max_new_tokens is None else max_new_tokens
     return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit)
 
@@ -96,7 +96,7 @@ def _is_ours(key: Any) -> bool:
 def _check_request_budget(
     budget: Any, config: RaasConfig, context_len: int, max_new_tokens: int | None
 ) -> None:
-    check_budget(BUDGET_KEY, budget, config.page_size)
+    check_budget(BUDGET_KEY, budget)
     if budget > context_len:
         raise ValueError(
             f"kv_budget must be at most the context length ({context_len} tokens), got {budget}; "
@@ -193,7 +193,7 @@ class RequestState:
         """What the response says in ``meta_info``."""
         policy = self.options.policy
         values = (
-            policy.name.lower(),
+            policy.label,
             None if policy is Policy.DENSE else self.options.budget,
             self.logical_len,
             self.resident_len,

@@ -1,61 +1,68 @@
 """Rebuilds the eviction state of a request whose tokens were prefilled, not decoded.
 
-An interrupted request comes back with prompt and output prefilled. Its last L generated tokens are
+A retracted request comes back with prompt and output prefilled. Its last L generated tokens are
 laid out as the window policy would have left them: token i at place i mod L of the budget.
 """
 
-from typing import NamedTuple
-
 import torch
 
-from raas_kernels import EvictionBuffers
+from raas_kernels import EvictionBuffers, Policy
+from raas_kernels.layout import LONG_PERIOD, PAPER_PAGE
 
 
-class BudgetLayout(NamedTuple):
-    """Which generated token each place of the budget holds.
-
-    Attributes:
-        tokens: [K] int64, cpu. Token of each place, K = min(generated, L).
-        births: [N] int64, cpu. First token of each page's present life.
-        lasts: [N] int64, cpu. Last token of each page's present life.
-        current: The page that holds the newest token.
-    """
-
-    tokens: torch.Tensor
-    births: torch.Tensor
-    lasts: torch.Tensor
-    current: int
-
-
-def budget_layout(generated: int, budget: int, page_size: int) -> BudgetLayout:
-    """Lays the last ``budget`` of ``generated`` tokens out in a budget of pages.
+def budget_layout(generated: int, budget: int) -> torch.Tensor:
+    """Lays the last ``budget`` of ``generated`` tokens out in the places of a budget.
 
     Args:
         generated: Generated tokens so far, at least 1.
-        budget: L, a multiple of ``page_size``.
-        page_size: Tokens of an eviction page.
+        budget: L in tokens.
+
+    Returns:
+        [K] int64 on the CPU, K = min(generated, L): the generated token in each place.
     """
     kept = min(generated, budget)
     first = generated - kept
-    places = torch.arange(kept)
-    tokens = first + (places - first) % budget
-    pages = places // page_size
-    lasts = torch.zeros(-(-kept // page_size), dtype=torch.int64)
-    lasts = lasts.scatter_reduce(0, pages, tokens, reduce="amax", include_self=False)
-    births = lasts // page_size * page_size
-    return BudgetLayout(tokens, births, lasts, (generated - 1) % budget // page_size)
+    return first + (torch.arange(kept) - first) % budget
 
 
-def restore_state(buffers: EvictionBuffers, slot: int, layout: BudgetLayout) -> None:
-    """Writes the state of one request in all layers: pages stamped by their last tokens, no mass.
+def next_victims(policy: Policy, generated: int, budget: int) -> list[int]:
+    """What the steps up to the next choice overwrite, as `EvictionBuffers.victims` has it.
+
+    Args:
+        policy: Of the request.
+        generated: Generated tokens so far.
+        budget: L in tokens.
+    """
+    if policy is Policy.RAAS_PAPER:
+        return [generated % budget // PAPER_PAGE] * LONG_PERIOD
+    period = max(1, policy.period(budget))
+    first = generated // period * period
+    return [(first + turn % period) % budget for turn in range(LONG_PERIOD)]
+
+
+def restore_state(
+    buffers: EvictionBuffers,
+    row: int,
+    policy: Policy,
+    tokens: torch.Tensor,
+    value_norms: torch.Tensor,
+    victims: list[int],
+) -> None:
+    """Writes the state of one request in all layers; no token has gathered anything yet.
 
     Args:
         buffers: Eviction state of all layers.
-        slot: The request's slot.
-        layout: From `budget_layout`.
+        row: The request's row.
+        policy: Of the request.
+        tokens: From `budget_layout`.
+        value_norms: [Y, H, K] float32, norms of the values in these places.
+        victims: From `next_victims`.
     """
-    pages, device = len(layout.births), buffers.births.device
-    buffers.births[:, slot, :, :pages] = layout.births.to(device).int()
-    buffers.stamps[:, slot, :, :pages] = layout.lasts.to(device).int()
-    buffers.mass[:, slot] = 0.0
-    buffers.current[:, slot] = layout.current
+    kept, device = len(tokens), buffers.births.device
+    births = tokens.to(device, torch.int32)
+    buffers.births[:, row, :, :kept] = births
+    # raas-paper dates a page by its newest token.
+    stamps = births.float() if policy is Policy.RAAS_PAPER else 0.0
+    buffers.weights[:, row, :, :kept] = stamps
+    buffers.value_norms[:, row, :, :kept] = value_norms
+    buffers.victims[:, row] = torch.tensor(victims, dtype=torch.int32).to(device)

@@ -1,16 +1,14 @@
 """Eviction state of all layers, indexed by SGLang's request slots."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from raas_kernels import EvictionBuffers, Policy, RequestTables, ScoreScratch, StepBuffers
+from raas_kernels.layout import LONG_PERIOD
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestState
-
-if TYPE_CHECKING:
-    from raas_kernels.exact_scores import AttentionLogits
 
 _NO_LIMIT = 2**62
 # That score at a time, as far as their registers and shared memory fit.
@@ -41,10 +39,10 @@ class StateShape(NamedTuple):
 
 
 class EvictionState:
-    """Owns the timestamps, recent queries and request tables on the device.
+    """Owns what policies know of tokens, and the request tables, on the device.
 
-    Nothing is cleared between requests: a page's state is written when the page is born, and pages
-    that were not born yet are never read.
+    Nothing is cleared between requests: a token's state is written when the token is born, and
+    places that hold none are never read.
 
     Args:
         config: The server's settings.
@@ -56,8 +54,7 @@ class EvictionState:
     Attributes:
         buffers: State of all layers.
         step: What a decode step passes between its begin, its layers and its end.
-        scratch: What pages are scored in at its end, with `--kv-score bound`.
-        logits: What attention leaves for the scores of a layer, with `--kv-score exact` on a GPU.
+        scratch: What tokens are scored in at its end.
         capacities: [R] int64. P + L: resident length at which each request stops growing.
         capacities_cpu: The same on the host.
         epoch: Changes whenever the slots of a running request may have changed other than by
@@ -80,9 +77,8 @@ class EvictionState:
             return [torch.zeros(size, dtype=dtype, device=self.device) for size, dtype in fields]
 
         self.buffers = EvictionBuffers(*zeros(_buffer_fields(config, shape, num_slots)))
-        self.logits = self._logits(config, shape, num_slots)
-        self.step = StepBuffers(*zeros(_step_fields(config, shape, num_slots)))
-        self.scratch = ScoreScratch(*zeros(_scratch_fields(config, num_slots, self.device)))
+        self.step = StepBuffers(*zeros(_step_fields(shape, num_slots)))
+        self.scratch = ScoreScratch(*zeros(_scratch_fields(config, shape, num_slots, self.device)))
         self._tables = torch.zeros(
             (len(RequestTables._fields), num_slots), dtype=torch.int32, device=self.device
         )
@@ -94,29 +90,13 @@ class EvictionState:
 
     @staticmethod
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
-        """Device memory that one more request slot costs."""
-        logits = 0 if config.kv_score == "bound" else shape.query_heads * (config.max_budget + 1)
-        fields = [
-            *_buffer_fields(config, shape, 1),
-            *_step_fields(config, shape, 1),
-            ((logits,), torch.float32),
-        ]
-        return _bytes(fields)
+        """Device memory that one more request row costs."""
+        return _bytes([*_buffer_fields(config, shape, 1), *_step_fields(shape, 1)])
 
     @staticmethod
-    def scratch_bytes(config: RaasConfig, device: torch.device | str) -> int:
-        """Device memory that is needed once, but for 4 bytes a slot."""
-        return _bytes(_scratch_fields(config, 0, torch.device(device)))
-
-    def _logits(
-        self, config: RaasConfig, shape: StateShape, num_slots: int
-    ) -> "AttentionLogits | None":
-        if config.kv_score == "bound" or self.device.type == "cpu":
-            return None
-        from raas_kernels.exact_scores import AttentionLogits  # Triton, which the CPU may lack
-
-        heads = shape.query_heads
-        return AttentionLogits.empty(num_slots, heads, config.max_budget, self.device)
+    def scratch_bytes(config: RaasConfig, shape: StateShape, device: torch.device | str) -> int:
+        """Device memory that is needed once, but for 4 bytes a row."""
+        return _bytes(_scratch_fields(config, shape, 0, torch.device(device)))
 
     def admit(self, slots: list[int], states: list[RequestState]) -> None:
         """Writes what requests ask for into the tables, before their first decode step.
@@ -129,7 +109,7 @@ class EvictionState:
             [int(s.options.policy) if s.options.evicts else int(Policy.DENSE) for s in states],
             [s.prompt_len for s in states],
             [s.options.budget for s in states],
-            [self.config.stamp_pages(s.options.budget) for s in states],
+            [s.options.policy.period(s.options.budget) for s in states],
             [s.generated_len for s in states],
             [s.capacity if s.options.evicts else _NO_LIMIT for s in states],
         ]
@@ -202,27 +182,27 @@ def _bytes(fields: _Fields) -> int:
     return sum(math.prod(size) * dtype.itemsize for size, dtype in fields)
 
 
-def _buffer_fields(config: RaasConfig, shape: StateShape, slots: int) -> _Fields:
+def _buffer_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
     """Size and dtype of each field of `EvictionBuffers`."""
-    pages, steps = _pages(config), config.scored_steps if config.kv_score == "bound" else 0
-    heads = (shape.layers, slots, shape.heads)
+    heads = (shape.layers, rows, shape.heads)
+    tokens = (*heads, config.max_budget)
+    moments = (shape.layers, rows, shape.query_heads, shape.head_dim)
     return [
-        ((*heads, pages), torch.int32),
-        ((*heads, pages), torch.int32),
-        ((*heads, pages), torch.float32),
-        (heads, torch.int32),
-        ((*heads[:2], steps, shape.query_heads, shape.head_dim), shape.dtype),
+        (tokens, torch.int32),
+        (tokens, torch.float32),
+        (tokens, torch.float32),
+        ((*heads, LONG_PERIOD), torch.int32),
+        (moments, torch.float32),
+        (moments, torch.float32),
     ]
 
 
-def _step_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
+def _step_fields(shape: StateShape, rows: int) -> _Fields:
     """Size and dtype of each field of `StepBuffers`."""
-    scored = (shape.layers, 0 if config.kv_score == "bound" else rows, shape.heads, _pages(config))
     return [
         ((shape.layers, rows, shape.heads), torch.int32),
-        ((shape.layers, rows), torch.int32),
-        (scored, torch.float32),
-        (scored, torch.float32),
+        ((shape.layers, rows, shape.heads), torch.int32),
+        ((shape.layers, rows, shape.query_heads, shape.head_dim), shape.dtype),
     ]
 
 
@@ -234,15 +214,15 @@ def _score_programs(device: torch.device) -> int:
     return _PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)
 
 
-def _scratch_fields(config: RaasConfig, rows: int, device: torch.device) -> _Fields:
+def _scratch_fields(
+    config: RaasConfig, shape: StateShape, rows: int, device: torch.device
+) -> _Fields:
     """Size and dtype of each field of `ScoreScratch`."""
-    programs = _score_programs(device) if config.kv_score == "bound" else 0
+    programs, group = _score_programs(device), shape.query_heads // shape.heads
+    columns = 1 << (group - 1).bit_length()
     return [
         ((rows,), torch.int32),
         ((1,), torch.int32),
-        ((programs, config.scored_steps, _pages(config)), torch.float32),
+        ((programs, config.max_budget, columns), torch.float32),
+        ((programs, config.max_budget), torch.float32),
     ]
-
-
-def _pages(config: RaasConfig) -> int:
-    return config.max_budget // config.page_size

@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
+from raas_sglang.policies import POLICIES
 from reasoner.problem import Problem, grade, make_problem
 
 TIMEOUT_S = 600
+EVICTING = tuple(name for name in POLICIES if name != "dense")
 
 
 def problem(lines: int, seed: int = 3, inputs: int | None = None) -> Problem:

@@ -71,12 +71,12 @@ def plain_server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def retracting_server() -> Iterator[LocalServer]:
-    """RaaS by exact scores, prompts in chunks, requests interrupted over and over."""
+    """RaaS, prompts in chunks, requests retracted over and over."""
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "256")
-    scores = ("--kv-score", "exact", "--chunked-prefill-size", "64")
+    chunks = ("--chunked-prefill-size", "64")
     settings = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
     pool = ("--max-total-tokens", "20000")
-    with start_server(*flags, *scores, *pool, **settings) as running:
+    with start_server(*flags, *chunks, *pool, **settings) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
@@ -84,8 +84,7 @@ def retracting_server() -> Iterator[LocalServer]:
 @pytest.fixture(scope="session")
 def small_server() -> Iterator[LocalServer]:
     """The paper's rule in a pool of 144 tokens; admission expects too little of dense requests."""
-    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "128")
-    flags = (*flags, "--kv-stamp-rule", "paper")
+    flags = ("--kv-policy", "raas-paper", "--kv-budget", "64", "--kv-max-budget", "128")
     pool = ("--max-total-tokens", "144", "--chunked-prefill-size", "32")
     with start_server(*flags, *pool, SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION="8") as running:
         yield running

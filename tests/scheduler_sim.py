@@ -46,7 +46,6 @@ class Settings(NamedTuple):
     slots: int = 320
     requests: int = 6
     overlap: bool = True
-    score: str = "bound"
     reserve: int = 24  # tokens that admission expects of a request: too few, so memory runs out
     radix: bool = True
     preempt: bool = False  # priority scheduling: who is more urgent interrupts others
@@ -63,8 +62,7 @@ class Simulation:
 
     def __init__(self, settings: Settings, server_args: ServerArgs) -> None:
         self.settings, self.server_args = settings, server_args
-        rule = "lrfu" if settings.score == "bound" else "paper"
-        config = RaasConfig("raas", 64, kv_score=settings.score, kv_stamp_rule=rule)
+        config = RaasConfig("raas", 64)
         attach_config(server_args, config)
         self.requests: dict[int, Req] = {}
         self.aborted: set[int] = set()
@@ -278,9 +276,8 @@ class Simulation:
         queries[:, :, 4:] = ((names[:, None, None] >> shifts) % 8 - 3).float()
         rows, resident = self._place(batch)
         self.pool.claim_slots(rows)
-        self.pool.store_decode(_LAYER, queries, keys, values)
-        self.pool.score_exactly(_LAYER, queries, rows)
-        self.pool.stamp_decode(_LAYER, rows)
+        self.pool.store_decode(_LAYER, queries, keys, values, rows)
+        self.pool.score_tokens(_LAYER, rows)
         keys, values = self.pool.k_buffer[0], self.pool.v_buffer[0]
         for number, count in zip(numbers, resident, strict=True):
             self.model.decoded(number, self._row(number), keys, values)

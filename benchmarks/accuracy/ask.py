@@ -104,7 +104,7 @@ def count_missing(cells: Sequence[Cell], file: SampleFile) -> int:
 
 def _custom_params(cell: Cell) -> dict[str, Any]:
     budget = {} if cell.budget is None else {"kv_budget": cell.budget}
-    return {"kv_policy": cell.method.policy, **budget}
+    return {"kv_policy": cell.method, **budget}
 
 
 def _missing(cells: Sequence[Cell], file: SampleFile) -> Iterator[tuple[Cell, int]]:

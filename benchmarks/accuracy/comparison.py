@@ -1,14 +1,15 @@
-"""Cells of the stored rows, held against each other on the same problems."""
+"""Cells of the stored rows, held against each other on the same questions."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import stored
 from accuracy.significance import mcnemar
 from accuracy.summary import Row, problems, read_rows
+from reasoner.regimes import OPERANDS
 from table import NOTHING, markdown
 
 SIGNIFICANT = 0.05
-REGIMES = ("milestone", "restated", "silent", "stated_once", "uniform")
+CONTROLS = ("window", "random", "h2o", "raas-paper")
 Group = dict[tuple[str, int | None], Row]  # method and budget
 
 
@@ -17,93 +18,83 @@ def stored_rows(name: str = "accuracy") -> list[Row]:
     return read_rows(stored.RESULTS / f"{name}.jsonl")
 
 
+def is_real(row: Row) -> bool:
+    """Whether a row is of real questions, not of the bundled reasoner's."""
+    return row["task"].partition(":")[0] not in OPERANDS
+
+
 def by_task(rows: Iterable[Row]) -> dict[str, Group]:
-    """Rows by task, then by method and budget; the last one of each counts."""
+    """Rows by model and task, then by method and budget; the last one of each counts."""
     tasks: dict[str, Group] = {}
     for row in rows:
-        tasks.setdefault(row["task"], {})[row["method"], row["budget"]] = row
+        name = f"{row['run']['model']}, {row['task']}"
+        tasks.setdefault(name, {})[row["method"], row["budget"]] = row
     return tasks
 
 
-def by_length(rows: Iterable[Row]) -> dict[str, dict[str, Group]]:
-    """The groups of `by_task` by length, the shortest first, then by regime."""
-    lengths: dict[str, dict[str, Group]] = {}
-    tasks = by_task(rows)
-    for regime in REGIMES:
-        for task, group in tasks.items():
-            name, _, length = task.partition(":")
-            if name == regime:
-                lengths.setdefault(length, {})[regime] = group
-    return dict(sorted(lengths.items(), key=lambda item: int(item[0])))
-
-
 def compare(first: Row, second: Row) -> tuple[int, int, float]:
-    """`mcnemar` of two cells, over the problems that were asked in both."""
+    """`mcnemar` of two cells, over the questions that were asked in both."""
     both = sorted(problems(first, "asked") & problems(second, "asked"))
     solved = [problems(row, "solved") for row in (first, second)]
     return mcnemar(*([index in which for index in both] for which in solved))
 
 
 def share(row: Row) -> float:
-    """Solved problems in per cent."""
+    """Right answers in per cent."""
     return 100 * float(row["right"]) / float(row["n"])
 
 
-def unanswered_share(row: Row) -> float | None:
-    """Outputs without an answer in per cent, where that is known."""
-    return None if row["unanswered"] is None else 100 * float(row["unanswered"]) / float(row["n"])
+def best_control(row: Row, group: Group) -> Row | None:
+    """The control that answers most at the budget of a row."""
+    found = [group[name, row["budget"]] for name in CONTROLS if (name, row["budget"]) in group]
+    return max(found, key=share, default=None)
 
 
-def against_best(row: Row, group: Group, controls: Sequence[str]) -> int | None:
-    """Says whether a cell is better than the best control of its budget, on the same problems.
-
-    Returns:
-        1 if it is better, -1 if it is worse, 0 if the test does not tell; None without a control.
-    """
-    found = [group[name, row["budget"]] for name in controls if (name, row["budget"]) in group]
-    if not found:
-        return None
-    better, worse, p = compare(row, max(found, key=share))
-    return 0 if p >= SIGNIFICANT else 1 if better > worse else -1
-
-
-def arrow(row: Row, group: Group, controls: Sequence[str]) -> str:
-    """`against_best` as a mark; controls themselves have none."""
-    sign = None if row["method"] in controls else against_best(row, group, controls)
-    return {1: "↑", -1: "↓"}.get(sign or 0, "")
+def mark(row: Row, group: Group) -> str:
+    """An arrow where a row is significantly better or worse than the best control."""
+    control = best_control(row, group)
+    if control is None or row["method"] in CONTROLS:
+        return ""
+    better, worse, p = compare(row, control)
+    return "" if p >= SIGNIFICANT else "↑" if better > worse else "↓"
 
 
 def over_budget(rows: Sequence[Row]) -> str:
-    """For each task: the share solved with each method over the budget.
+    """For each task: right answers in per cent with each method over the budget.
 
-    A star marks what differs from dense on the same problems, by the exact McNemar test.
+    A star marks what differs from dense on the same questions, an arrow what differs from the best
+    control, both by the exact McNemar test.
     """
     tasks = by_task(rows).items()
-    return "\n\n".join(_of_task(task, group, _share) for task, group in tasks) or NOTHING
+    return "\n\n".join(_of_task(task, group) for task, group in tasks) or NOTHING
 
 
-def _of_task(task: str, group: Group, cell: Callable[[Row, Group], str]) -> str:
+def _of_task(task: str, group: Group) -> str:
     budgets = sorted({budget for _, budget in group if budget is not None})
     lines = []
     for method in dict.fromkeys(method for method, _ in group):
         found = {b: row for (name, b), row in group.items() if name == method}
         if None in found:  # dense has no budget: once, under the largest
-            cells = [*[""] * (len(budgets) - 1), cell(found[None], group)]
+            cells = [*[""] * (len(budgets) - 1), _share(found[None], group)]
         else:
-            cells = [cell(found[b], group) if b in found else "" for b in budgets]
+            cells = [_share(found[b], group) if b in found else "" for b in budgets]
         lines.append([f"`{method}`", *cells])
-    head = [f"{task}: solved, %, budget", *(f"{budget:,}" for budget in budgets)]
-    return markdown(head, lines) + f"\n\n{count(group.values())}"
+    head = [f"{task}: right, %, budget", *(f"{budget:,}" for budget in budgets)]
+    return markdown(head, lines) + f"\n\n{_count(group.values())}"
 
 
-def count(rows: Iterable[Row]) -> str:
-    """Problems of the smallest and of the largest cell."""
-    counts = sorted({row["n"] for row in rows})
-    return f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}."
+def _count(rows: Iterable[Row]) -> str:
+    """Questions of the smallest and of the largest cell, and the tokens of a dense answer."""
+    found = list(rows)
+    counts = sorted({row["n"] for row in found})
+    text = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
+    dense = next((row for row in found if row["method"] == "dense"), None)
+    if dense is None or dense["tokens_mean"] is None:
+        return text + "."
+    return f"{text}; {dense['tokens_mean']:,.0f} tokens a dense answer."
 
 
 def _share(row: Row, group: Group) -> str:
-    low, high = (100 * x for x in row["wilson95"])
     dense = group.get(("dense", None))
-    marked = dense is not None and compare(row, dense)[2] < SIGNIFICANT
-    return f"{share(row):.1f}{'*' if marked else ''} ({low:.0f} to {high:.0f})"
+    differs = dense is not None and compare(row, dense)[2] < SIGNIFICANT
+    return f"{share(row):.1f}{'*' if differs else ''}{mark(row, group)}"

@@ -7,10 +7,11 @@ on the hub; a field ``prompt`` is asked as it is.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accuracy.task import Verdict
 
@@ -25,6 +26,11 @@ DATASETS = {
 QUESTION_FIELDS = ("question", "problem")
 # GSM8K ends its solutions in the answer.
 ANSWER_MARK = "####"
+SEVERAL = (
+    "Solve these {} problems one after another. For each, reason step by step and put its answer "
+    "within \\boxed{{}}."
+)
+BOX = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
 @dataclass(frozen=True)
@@ -32,40 +38,54 @@ class DatasetTask:
     """Questions of one data set; past the last one they are asked again.
 
     Attributes:
-        name: Key of `DATASETS`.
-        prompts: What is asked.
-        answers: The right answer to each.
+        name: Key of `DATASETS`; with several questions in a message ``KEY*COUNT``.
+        prompts: Messages.
+        answers: The right answers to the questions of each.
+        sampling: Fields of the request; what is missing is the model's.
     """
 
     name: str
     prompts: list[str]
-    answers: list[str]
+    answers: list[list[str]]
+    sampling: dict[str, Any]
     output_tokens = None
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Nothing: all of it is the model's."""
-        return {}
-
     @classmethod
-    def load(cls, name: str, path: str | None) -> "DatasetTask":
+    def load(
+        cls, name: str, path: str | None, each: int, sampling: dict[str, Any]
+    ) -> "DatasetTask":
         """Reads a file, or asks the hub through `datasets` where no file is named.
+
+        Args:
+            name: Key of `DATASETS`.
+            path: File of JSON lines.
+            each: Questions of a message, answered one after another: a long chain of real text.
+            sampling: Fields of the request.
 
         Raises:
             ValueError: a line has no question or no answer.
         """
         rows = list(_read_file(Path(path)) if path else _read_hub(name))
         pairs = [_pair(name, index, row) for index, row in enumerate(rows)]
-        return cls(name, [prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+        groups = [pairs[i : i + each] for i in range(0, len(pairs) - each + 1, each)]
+        prompts = [_message([asked for asked, _ in group]) for group in groups]
+        answers = [[answer for _, answer in group] for group in groups]
+        return cls(name if each == 1 else f"{name}*{each}", prompts, answers, sampling)
 
     def prompt(self, index: int) -> str:
-        """Returns question and instruction as one message."""
+        """Returns questions and instruction as one message."""
         return self.prompts[index % len(self.prompts)]
 
     def verdict(self, index: int, text: str) -> Verdict:
-        """Grades the last answer of a text."""
-        found, right = grade(text, self.answers[index % len(self.answers)])
-        return Verdict(right, right, found, None)
+        """Grades the last answer of a text, or of several questions the boxes in their order."""
+        answers = self.answers[index % len(self.answers)]
+        if len(answers) == 1:
+            found, right = grade(text, answers[0])
+            return Verdict(right, right, found, None)
+        boxes = BOX.findall(text)[: len(answers)]
+        graded = [grade(f"${box}$", answer)[1] for box, answer in zip(boxes, answers, strict=False)]
+        rights = (*graded, *[False] * (len(answers) - len(graded)))
+        return Verdict(all(rights), all(rights), len(boxes) == len(answers), None, rights)
 
 
 def grade(text: str, answer: str) -> tuple[bool, bool]:
@@ -87,14 +107,29 @@ def _read_hub(name: str) -> Iterable[dict[str, Any]]:
     return load_dataset(repository, configuration, split=split)
 
 
-def _pair(name: str, index: int, row: dict[str, Any]) -> tuple[str, str]:
-    """Returns prompt and answer of a row, whatever the case of its fields' names."""
+class Asked(NamedTuple):
+    """A question, or a whole message that is asked as it is."""
+
+    text: str
+    is_message: bool
+
+
+def _message(asked: Sequence[Asked]) -> str:
+    """Returns the message of one or of several questions."""
+    if len(asked) == 1:
+        return asked[0].text if asked[0].is_message else f"{asked[0].text}\n{INSTRUCTION}"
+    problems = (f"Problem {place}: {one.text}" for place, one in enumerate(asked, 1))
+    return "\n\n".join([SEVERAL.format(len(asked)), *problems])
+
+
+def _pair(name: str, index: int, row: dict[str, Any]) -> tuple[Asked, str]:
+    """Returns question and answer of a row, whatever the case of its fields' names."""
     fields = {key.lower(): value for key, value in row.items()}
-    question = next((fields[key] for key in QUESTION_FIELDS if key in fields), None)
-    if "answer" not in fields or (question is None and "prompt" not in fields):
+    question = next((fields[key] for key in ("prompt", *QUESTION_FIELDS) if key in fields), None)
+    if "answer" not in fields or question is None:
         raise ValueError(
             f"row {index} of {name} must have a question (or problem, or prompt) and an answer, "
             f"got the fields {', '.join(row)}"
         )
-    prompt = fields.get("prompt", f"{question}\n{INSTRUCTION}")
-    return prompt, str(fields["answer"]).rsplit(ANSWER_MARK, 1)[-1].strip()
+    answer = str(fields["answer"]).rsplit(ANSWER_MARK, 1)[-1].strip()
+    return Asked(question, "prompt" in fields), answer

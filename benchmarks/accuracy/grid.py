@@ -8,48 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy.task import Task, make_task
-
-EVICTION_PAGE = 16
-
-
-@dataclass(frozen=True)
-class Method:
-    """A policy and the settings of the server that it needs.
-
-    Attributes:
-        text: Policy, then settings as the server's ``--kv-`` flags name them, in the order of
-            their names, such as ``raas:score=exact,stamp-rule=decay``.
-    """
-
-    text: str
-
-    @classmethod
-    def of(cls, text: str) -> "Method":
-        """Reads a method whose settings may stand in any order."""
-        policy, mark, settings = text.partition(":")
-        return cls(policy + mark + ",".join(sorted(settings.split(","))))
-
-    @property
-    def policy(self) -> str:
-        """What each request asks for."""
-        return self.text.partition(":")[0]
-
-    @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Name and value of each setting."""
-        given = [item for item in self.text.partition(":")[2].split(",") if item]
-        pairs = [tuple(item.split("=")) for item in given]
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError(
-                f"a method must be POLICY or POLICY:NAME=VALUE,..., got {self.text!r}; "
-                "use raas:score=exact,stamp-rule=decay"
-            )
-        return tuple((name, value) for name, value in pairs)
-
-    @property
-    def page_size(self) -> int:
-        """Tokens that are given up together."""
-        return int(dict(self.settings).get("eviction-page-size", EVICTION_PAGE))
+from raas_kernels.layout import BUDGET_UNIT
 
 
 @dataclass(frozen=True)
@@ -58,20 +17,20 @@ class Cell:
 
     Attributes:
         task: What is asked.
-        method: How the cache is bounded.
+        method: Policy, as a request names it.
         budget: L in tokens; None for dense.
         n: Problems to ask.
     """
 
     task: Task
-    method: Method
+    method: str
     budget: int | None
     n: int
 
     @property
     def key(self) -> tuple[str, str, int | None]:
         """What a sample is filed under."""
-        return self.task.name, self.method.text, self.budget
+        return self.task.name, self.method, self.budget
 
 
 def read_grid(path: Path, first_seed: int) -> list[Cell]:
@@ -86,25 +45,24 @@ def make_cells(block: dict[str, Any], first_seed: int) -> list[Cell]:
 
     Args:
         block: ``tasks`` and ``methods`` as texts, ``budgets`` in tokens or as a share of the
-            task's output such as ``1/8``, ``n`` problems.
+            task's output such as ``1/8``, ``n`` problems; ``sampling``, fields of the requests of
+            data sets, may be missing.
         first_seed: Of problems that are generated.
     """
     cells = []
     for name in block["tasks"]:
-        task = make_task(name, first_seed)
-        methods = [Method.of(text) for text in block["methods"]]
-        dense = [m for m in methods if m.policy == "dense"]
-        cells += [Cell(task, method, None, block["n"]) for method in dense]
+        task = make_task(name, first_seed, block.get("sampling", {}))
+        if "dense" in block["methods"]:
+            cells.append(Cell(task, "dense", None, block["n"]))
         for text in block["budgets"]:
-            for method in methods:
-                if method not in dense:
-                    budget = budget_tokens(str(text), task, method.page_size)
-                    cells.append(Cell(task, method, budget, block["n"]))
+            budget = budget_tokens(str(text), task)
+            evicting = [method for method in block["methods"] if method != "dense"]
+            cells += [Cell(task, method, budget, block["n"]) for method in evicting]
     return cells
 
 
-def budget_tokens(text: str, task: Task, page_size: int) -> int:
-    """Returns a budget in tokens; a share is rounded down to whole pages of at least 16 tokens.
+def budget_tokens(text: str, task: Task) -> int:
+    """Returns a budget in tokens; a share is rounded down to a multiple of `BUDGET_UNIT`.
 
     Raises:
         ValueError: a share is asked of a task whose outputs have no known length.
@@ -116,8 +74,8 @@ def budget_tokens(text: str, task: Task, page_size: int) -> int:
             f"budgets of task {task.name} must be numbers of tokens, got {text}: "
             "the length of its outputs is not known beforehand"
         )
-    page = max(EVICTION_PAGE, page_size)
-    return max(page, int(Fraction(text) * task.output_tokens) // page * page)
+    tokens = int(Fraction(text) * task.output_tokens)
+    return max(BUDGET_UNIT, tokens // BUDGET_UNIT * BUDGET_UNIT)
 
 
 def add_grid_flags(parser: argparse.ArgumentParser, methods: list[str]) -> None:
@@ -127,6 +85,8 @@ def add_grid_flags(parser: argparse.ArgumentParser, methods: list[str]) -> None:
     parser.add_argument("--methods", nargs="+", default=methods)
     parser.add_argument("--budgets", nargs="+", default=["256"], help="tokens, or a share: 1/8")
     parser.add_argument("--n", type=int, default=200, help="problems of each cell")
+    parser.add_argument("--greedy", action="store_true", help="of data sets; else the model's way")
+    parser.add_argument("--max-tokens", type=int, help="of an answer of a data set")
     parser.add_argument("--first-seed", type=int, default=10_000, help="of generated problems")
 
 
@@ -135,4 +95,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     if args.grid:
         return read_grid(args.grid, args.first_seed)
     block = {name: getattr(args, name) for name in ("tasks", "methods", "budgets", "n")}
+    block["sampling"] = {"temperature": 0} if args.greedy else {}
+    if args.max_tokens:
+        block["sampling"]["max_completion_tokens"] = args.max_tokens
     return make_cells(block, args.first_seed)

@@ -1,10 +1,10 @@
 """Pictures of the milestones of one chain: ``python -m accuracy.milestones --help``.
 
     python -m accuracy.milestones --tasks milestone:602 --budgets 256 \
-        --methods raas raas:stamp-rule=paper --out ../out/milestones.jsonl
+        --methods raas raas-paper --out ../out/milestones.jsonl
     python -m accuracy.milestones --draw ../docs/plots
 
-The first serves each method, listens to its trace stream and stores the lives of all pages; the
+The first serves each method, listens to its trace stream and stores the lives of all tokens; the
 second draws the stored rows of the repository, one panel for each layer and KV head.
 """
 
@@ -24,10 +24,10 @@ from accuracy.grid import Cell, add_grid_flags, cells_of
 from accuracy.lifetime import Lifetime, as_row, lifetimes, of_row
 from accuracy.server import make_server
 from local_server import REASONER, LocalServer, free_port
-from raas_sglang.trace import PageTrace, TraceBatch, listen
+from raas_sglang.trace import TokenTrace, TraceBatch, listen
 from rows import RowFile
 
-RESULT = "lives of pages"
+RESULT = "lives of tokens"
 SILENCE_S = 20.0  # without a message that long, the stream is taken to have ended
 PANEL_INCHES = (2.6, 1.9)
 DOTS_PER_INCH = 110
@@ -49,26 +49,24 @@ def main() -> None:
         task, method, budget = cell.key
         lives = lifetimes(seen.events)
         given_up = sum(life.death is not None for life in lives)
-        pages = f"{given_up} of {len(lives)} pages given up"
-        print(f"{task} {method} {budget}: {len(seen.events)} samples, {pages}")
+        tokens = f"{given_up} of {len(lives)} tokens given up"
+        print(f"{task} {method} {budget}: {len(seen.events)} samples, {tokens}")
         rows.write(
             RESULT,
             [len(lives)],
-            "pages",
+            "tokens",
             {"task": task, "method": method, "budget": budget, "index": 0},
             right=cell.task.verdict(0, seen.text).right,
             samples=len(seen.events),
             steps=seen.events[-1].step,
-            page_size=seen.page_size,
             lives=as_row(lives),
         )
 
 
 class Seen(NamedTuple):
-    """What was published of a request, the server's eviction page size, and the answer."""
+    """What was published of a request, and the answer."""
 
-    events: list[PageTrace]
-    page_size: int
+    events: list[TokenTrace]
     text: str
 
 
@@ -97,7 +95,7 @@ def watch(server: LocalServer, cell: Cell, endpoint: str) -> Seen:
     events = [event for batch in received for event in batch.events if event.rid == rid]
     if not events:
         raise RuntimeError(f"the stream must have samples of the request, got none: {cell.key}")
-    return Seen(events, received[0].page_size, answer["text"])
+    return Seen(events, answer["text"])
 
 
 def _ask(server: LocalServer, cell: Cell) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def _ask(server: LocalServer, cell: Cell) -> dict[str, Any]:
 
 
 def draw(row: dict[str, Any], folder: Path) -> Path:
-    """Draws a stored row: a page is a line at its birth, coloured where it was used."""
+    """Draws a stored row: a token is a line at its birth, until it is overwritten."""
     import matplotlib
 
     matplotlib.use("agg")  # a drawing of so many lines is smaller as pixels
@@ -125,7 +123,7 @@ def draw(row: dict[str, Any], folder: Path) -> Path:
             _draw_lives(panel, [x for x in lives if x[:2] == (layer, head)], row["steps"])
             panel.set_title(f"layer {layer}, head {head}", fontsize=8)
     figure.supxlabel("decode step")
-    figure.supylabel("step of the page's first token")
+    figure.supylabel("generated token")
     figure.suptitle(f"{chosen['task']}, {chosen['method']}, L = {chosen['budget']}", fontsize=10)
     figure.set_layout_engine("constrained")
     name = "-".join([chosen["task"], chosen["method"], str(chosen["budget"])])
@@ -138,11 +136,8 @@ def draw(row: dict[str, Any], folder: Path) -> Path:
 
 def _draw_lives(panel: Any, lives: Sequence[Lifetime], steps: int) -> None:
     births = [life.birth for life in lives]
-    panel.hlines(births, births, [life.death or steps for life in lives], "#cccccc", linewidth=1)
-    runs = [(life.birth, first, last) for life in lives for first, last in life.used]
-    if runs:
-        heights, starts, ends = zip(*runs, strict=True)
-        panel.hlines(heights, starts, [end + 1 for end in ends], "#bb1133", linewidth=1)
+    ends = [steps if life.death is None else life.death for life in lives]
+    panel.hlines(births, births, ends, "#bb1133", linewidth=0.4)
 
 
 def parse_args() -> argparse.Namespace:

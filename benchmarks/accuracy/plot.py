@@ -1,9 +1,9 @@
 """Draws accuracy over budget: ``python -m accuracy.plot --out ../docs/plots``, from stored rows.
 
-One picture for each length, one column for each regime, one line for each method: what is solved,
-how many outputs have no answer, and how long they are. The last two are not known of chains that
-were asked until they were wrong. A picture carries the numbers that it shows, so that a test can
-hold it to the rows.
+One picture of real questions and one of the reasoner's, a column for each task, a line for each
+method: what is right, how many outputs have no answer, and how long they are. The last two are not
+known of chains that were asked until they were wrong. A picture carries the numbers that it shows,
+so that a test can hold it to the rows.
 """
 
 import argparse
@@ -11,22 +11,17 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accuracy.comparison import by_length, share, unanswered_share
-from accuracy.engine_tables import engine_rows
+from accuracy.comparison import by_task, is_real, share, stored_rows
 from accuracy.summary import Row, read_rows
 
 Measure = Callable[[Row], float | None]
-# What is drawn, with its name and colour; other methods stand in the tables alone.
-METHODS = {
-    "dense": ("dense", "#888888"),
-    "raas": ("raas", "#bb1133"),
-    "raas:recency-floor=96": ("raas, floor of 96", "#ee8899"),
-    "raas:stamp-rule=paper": ("the paper's rule", "#1166bb"),
-    "window": ("window", "#bb8833"),
-    "window:eviction-page-size=16": ("window, pages of 16", "#ddbb77"),
-    "random": ("random", "#55aa55"),
-    "h2o:score=exact": ("h2o, pages of 1", "#553377"),
-    "h2o:eviction-page-size=4,score=exact": ("h2o, pages of 4", "#aa88cc"),
+COLOURS = {
+    "dense": "#888888",
+    "raas": "#bb1133",
+    "raas-paper": "#1166bb",
+    "window": "#bb8833",
+    "random": "#55aa55",
+    "h2o": "#553377",
 }
 
 
@@ -37,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="the repository's by default")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     args = parser.parse_args()
-    found = read_rows(args.rows) if args.rows else engine_rows()
+    found = read_rows(args.rows) if args.rows else stored_rows()
     for name, rows in pictures(found).items():
         draw(rows, args.out / f"{name}.svg")
         print(args.out / f"{name}.svg")
@@ -45,11 +40,15 @@ def main() -> None:
 
 def pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Returns the rows of each picture by its name, of each cell the last."""
-    chosen = [row for row in rows if row["method"] in METHODS]
-    return {
-        f"accuracy-{length}": [row for group in regimes.values() for row in group.values()]
-        for length, regimes in by_length(chosen).items()
+    found = {
+        "accuracy-real": [row for row in rows if is_real(row)],
+        "accuracy-reasoner": [row for row in rows if not is_real(row)],
     }
+    latest = {
+        name: [row for group in by_task(chosen).values() for row in group.values()]
+        for name, chosen in found.items()
+    }
+    return {name: chosen for name, chosen in latest.items() if chosen}
 
 
 def data(rows: Sequence[Row]) -> str:
@@ -60,7 +59,7 @@ def data(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draws the tasks of one length, one column each."""
+    """Draws tasks, one column each."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -91,17 +90,17 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def _fill(panel, rows: Sequence[Row], measure: Measure) -> None:
     """Draws one measure of one task."""
-    for method, (name, colour) in METHODS.items():
+    for method, colour in COLOURS.items():
         found = [row for row in rows if row["method"] == method and measure(row) is not None]
         if not found:
             continue
         if method == "dense":
-            panel.axhline(measure(found[-1]), color=colour, linestyle="--", label=name)
+            panel.axhline(measure(found[-1]), color=colour, linestyle="--", label=method)
             continue
         found.sort(key=lambda row: row["budget"])
         budgets = [row["budget"] for row in found]
         values = [measure(row) for row in found]
-        panel.plot(budgets, values, "-o", color=colour, label=name, markersize=3)
+        panel.plot(budgets, values, "-o", color=colour, label=method, markersize=3)
         if measure is share:
             low, high = ([100 * row["wilson95"][end] for row in found] for end in (0, 1))
             panel.fill_between(budgets, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -110,13 +109,17 @@ def _fill(panel, rows: Sequence[Row], measure: Measure) -> None:
     panel.grid(alpha=0.3)
 
 
+def _unanswered(row: Row) -> float | None:
+    return None if row["unanswered"] is None else 100 * float(row["unanswered"]) / float(row["n"])
+
+
 def _tokens(row: Row) -> float | None:
     return row["tokens_mean"]
 
 
 MEASURES: dict[str, Measure] = {
-    "whole chain right, %": share,
-    "without an answer, %": unanswered_share,
+    "right, %": share,
+    "without an answer, %": _unanswered,
     "output, tokens": _tokens,
 }
 

@@ -1,11 +1,13 @@
 """Collects samples: ``python -m accuracy.run --help`` from ``benchmarks/``.
 
-    python -m accuracy.run --tasks milestone:1200 uniform:602 --methods dense raas window \
-        raas:score=exact,stamp-rule=decay --budgets 64 256 1/8 --n 200 --out ../out/samples.jsonl
+    python -m accuracy.run --tasks milestone:1200 uniform:602 --methods dense raas window h2o \
+        --budgets 64 256 1/8 --n 200 --out ../out/samples.jsonl
 
-asks the bundled reasoner through servers of its own, one for each combination of settings. The same
-command goes on where an interrupted one stopped. ``--url`` asks a running server instead, whose
-settings are its own: then methods are policies alone.
+asks the bundled reasoner through a server of its own; methods are policies. The same command goes
+on where an interrupted one stopped. ``--url`` asks a running server instead. Real questions:
+
+    python -m accuracy.run --model-path MODEL --tasks gsm8k:FILE math500:FILE gsm8k*4:FILE \
+        --greedy --max-tokens 2048 ...
 """
 
 import argparse
@@ -29,7 +31,7 @@ def main() -> int:
     args = parse_args()
     # Ended from outside, it still stops its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    cells = grid_of(args)
+    cells = cells_of(args)
     about = {
         "command": shlex.join(["python", "-m", "accuracy.run", *sys.argv[1:]]),
         "commit": args.commit or commit_of_checkout(),
@@ -57,44 +59,27 @@ async def collect(
     if args.url:
         await ask_cells(args.url, cells, file, args.concurrency, progress, asker)
         return
-    room = asyncio.Semaphore(args.parallel_servers)
 
     async def serve(group: list[Cell]) -> None:
-        async with room:
-            if not count_missing(group, file):
-                return
-            flags = shlex.split(args.server_flags)
-            server = make_server(group, args.model_path, args.concurrency, flags)
-            try:
-                await asyncio.to_thread(server.start)
-                print(f"up: {shlex.join(server.command)}", flush=True)
-                await ask_cells(server.url, group, file, args.concurrency, progress, asker)
-            except Exception:
-                print(f"failed: {shlex.join(server.command)}\n{server.log_end()}", flush=True)
-                raise
-            finally:
-                await asyncio.to_thread(server.stop)
+        if not count_missing(group, file):
+            return
+        flags = shlex.split(args.server_flags)
+        server = make_server(group, args.model_path, args.concurrency, flags)
+        try:
+            await asyncio.to_thread(server.start)
+            print(f"up: {shlex.join(server.command)}", flush=True)
+            await ask_cells(server.url, group, file, args.concurrency, progress, asker)
+        except Exception:
+            print(f"failed: {shlex.join(server.command)}\n{server.log_end()}", flush=True)
+            raise
+        finally:
+            await asyncio.to_thread(server.stop)
 
     # A server that fails does not keep the others from their samples.
-    servers = by_server(cells, args.server_per)
+    servers = by_server(cells, args.parallel_servers)
     results = await asyncio.gather(*map(serve, servers), return_exceptions=True)
     for error in filter(None, results):
         raise error
-
-
-def grid_of(args: argparse.Namespace) -> list[Cell]:
-    """The cells of the command line.
-
-    Raises:
-        ValueError: a running server was to be given settings.
-    """
-    cells = cells_of(args)
-    if args.url and any(cell.method.settings for cell in cells):
-        raise ValueError(
-            "methods must be policies alone with --url, since the server has its settings; "
-            "use raas, or leave --url out"
-        )
-    return cells
 
 
 def parse_args() -> argparse.Namespace:
@@ -104,12 +89,8 @@ def parse_args() -> argparse.Namespace:
     add_grid_flags(parser, methods=["dense", "raas"])
     parser.add_argument("--url", help="a running server, such as http://127.0.0.1:30000")
     parser.add_argument("--model-path", type=Path, default=REASONER)
-    parser.add_argument("--parallel-servers", type=int, default=1)
     parser.add_argument(
-        "--server-per",
-        choices=("settings", "method"),
-        default="settings",
-        help="whether methods of equal settings share a server",
+        "--parallel-servers", type=int, default=1, help="servers that share the methods"
     )
     parser.add_argument(
         "--server-flags", default="", help="further flags of every server, one text"

@@ -1,4 +1,4 @@
-"""The servers that a grid needs: one for each combination of server-wide settings."""
+"""The servers that a grid is asked of."""
 
 import os
 from collections.abc import Sequence
@@ -11,19 +11,18 @@ from raas_sglang.cpu import cpu_environment, has_driver
 GPU_FLAGS = ("--disable-prefill-cuda-graph", "--mem-fraction-static", "0.9")
 
 
-def by_server(cells: Sequence[Cell], per: str) -> list[list[Cell]]:
-    """Groups cells by the server that they are asked of; all keep the grid's order.
+def by_server(cells: Sequence[Cell], count: int) -> list[list[Cell]]:
+    """Groups cells by the server that they are asked of, method by method in turn.
 
     Args:
         cells: The grid.
-        per: ``settings`` for one server for all methods with equal settings, ``method`` for one
-            each, which run in parallel.
+        count: Servers, which run in parallel.
     """
-    groups: dict[object, list[Cell]] = {}
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    groups: list[list[Cell]] = [[] for _ in range(min(count, len(methods)))]
     for cell in cells:
-        key = cell.method if per == "method" else cell.method.settings
-        groups.setdefault(key, []).append(cell)
-    return list(groups.values())
+        groups[methods.index(cell.method) % len(groups)].append(cell)
+    return groups
 
 
 def make_server(
@@ -32,7 +31,7 @@ def make_server(
     """Returns a server that is not started yet.
 
     Args:
-        cells: What it will be asked, with equal settings; decides these and the largest budget.
+        cells: What it will be asked; decides the largest budget.
         model_path: Model to serve.
         concurrency: Requests that run at the same time.
         flags: Further flags; they win over the ones chosen here.
@@ -46,7 +45,6 @@ def make_server(
             *("--max-running-requests", str(concurrency)),
             *("--skip-server-warmup", "--sleep-on-idle"),
             *("--kv-policy", "dense", "--kv-budget", budget),
-            *(part for name, value in cells[0].method.settings for part in (f"--kv-{name}", value)),
             *flags,
         ],
         dict(os.environ) if on_gpu else cpu_environment(),

@@ -69,22 +69,30 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     """
     task, method, budget = key
     samples = [found[index] for index in sorted(found)]
-    right = sum(sample["right"] for sample in samples)
+    flags = _flags(found)
+    right = sum(flags.values())
     endings = _endings(samples)
     is_whole = all(sample["finish"] != WRONG for sample in samples)
     return {
         "task": task,
         "method": method,
         "budget": budget,
-        "n": len(samples),
+        "n": len(flags),
         "right": right,
-        "wilson95": [round(x, 4) for x in wilson(right, len(samples))],
+        "wilson95": [round(x, 4) for x in wilson(right, len(flags))],
         **(endings if is_whole else dict.fromkeys(endings)),
-        "asked": to_hex(index in found for index in range(max(found) + 1)),
-        "solved": to_hex(
-            index in found and found[index]["right"] for index in range(max(found) + 1)
-        ),
+        "asked": to_hex(place in flags for place in range(max(flags) + 1)),
+        "solved": to_hex(flags.get(place, False) for place in range(max(flags) + 1)),
     }
+
+
+def _flags(found: dict[int, dict[str, Any]]) -> dict[int, bool]:
+    """Whether each question is answered right; a message may hold several of them."""
+    flags: dict[int, bool] = {}
+    for index, sample in found.items():
+        rights = sample.get("rights") or [sample["right"]]
+        flags.update({index * len(rights) + place: right for place, right in enumerate(rights)})
+    return flags
 
 
 _MEANS = ("tokens", "logical_tokens", "resident_tokens", "evicted_tokens")

@@ -5,15 +5,20 @@
 
 from collections.abc import Callable
 
-from accuracy import engine_tables, lost_tables, offline_tables
-from table import NOTHING
+from accuracy.comparison import is_real, over_budget, stored_rows
 
-TABLES: dict[str, Callable[[], str]] = {
-    **engine_tables.TABLES,
-    **offline_tables.TABLES,
-    lost_tables.NAME: lambda: lost_tables.over_budget() or NOTHING,
-    "attention-lost-regimes": lambda: lost_tables.by_regime() or NOTHING,
-}
+
+def real() -> str:
+    """Real models and questions."""
+    return over_budget([row for row in stored_rows() if is_real(row)])
+
+
+def reasoner() -> str:
+    """The bundled reasoner's regimes."""
+    return over_budget([row for row in stored_rows() if not is_real(row)])
+
+
+TABLES: dict[str, Callable[[], str]] = {"accuracy": real, "accuracy-reasoner": reasoner}
 
 if __name__ == "__main__":
     for name, make in TABLES.items():

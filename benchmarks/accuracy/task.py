@@ -20,12 +20,14 @@ class Verdict(NamedTuple):
         answered: Whether there is a final answer at all.
         first_wrong_line: First line of the chain that differs; None if none does, or no chain is
             known.
+        rights: Which questions of a message with several are answered right.
     """
 
     right: bool
     answer_right: bool
     answered: bool
     first_wrong_line: int | None
+    rights: tuple[bool, ...] = ()
 
 
 class Task(Protocol):
@@ -93,8 +95,13 @@ def _problem(regime: str, tokens: int, seed: int) -> Problem:
     return make_problem(regime, lines_for_tokens(tokens), seed, seed)
 
 
-def make_task(text: str, first_seed: int) -> Task:
+def make_task(text: str, first_seed: int, sampling: dict[str, Any] | None = None) -> Task:
     """Returns a task by name: ``REGIME:TOKENS``, or ``DATASET`` or ``DATASET:FILE`` (`dataset`).
+
+    Args:
+        text: The name.
+        first_seed: Of generated problems.
+        sampling: Fields of the requests of a data set.
 
     Raises:
         ValueError: there is no such task.
@@ -108,7 +115,8 @@ def make_task(text: str, first_seed: int) -> Task:
         return ReasonerTask(kind, int(rest), first_seed)
     from accuracy.dataset import DATASETS, DatasetTask
 
-    if kind in DATASETS:
-        return DatasetTask.load(kind, rest or None)
+    name, _, each = kind.partition("*")
+    if name in DATASETS and (not each or each.isdecimal()):
+        return DatasetTask.load(name, rest or None, int(each or 1), sampling or {})
     known = ", ".join([*OPERANDS, *DATASETS])
     raise ValueError(f"a task must be one of {known}, got {text!r}")

@@ -1,16 +1,24 @@
 """Slots that one decode step writes to, for all layers in one launch.
 
-One program per KV head, row and layer. Its reads follow from one another (the row, its current
-page, the page table), and here the layers wait for them together, not in turn. Only where a
-saturated request begins a page is the state of all its pages read, 12 bytes each.
+One program per row and layer, a lane for each KV head. Its reads follow from one another (the row,
+its victim, the page table), and here the layers wait for them together, not in turn.
 """
 
-import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import DecodeBatch, EvictionBuffers, StepBuffers, StepOptions
-from raas_kernels.select import victim, warps
+from raas_kernels.layout import (
+    LONG_PERIOD,
+    PAPER_PAGE,
+    DecodeBatch,
+    EvictionBuffers,
+    StepBuffers,
+    StepOptions,
+    require_layout,
+)
+from raas_kernels.select import RAAS, RAAS_PAPER, RANDOM, WINDOW, mixed
+
+_PAPER_PAGE = tl.constexpr(PAPER_PAGE)
 
 
 def claim_slots(
@@ -19,59 +27,50 @@ def claim_slots(
     """Same contract as `torch_ops.claim_slots`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: targets or places of queries are laid out otherwise, or too few.
+        ValueError: targets or places are laid out otherwise, or too few.
     """
-    layers, slots, heads, num_pages = buffers.stamps.shape
-    rows, targets, tables = batch.positions.shape[0], step.targets, batch.requests
+    layers, request_rows, heads, most = buffers.births.shape
+    rows, max_rows = batch.positions.shape[0], step.targets.shape[1]
     if rows == 0:
         return
-    max_rows = targets.shape[1]
-    for name, shape in (
-        ("targets", (layers, max_rows, heads)),
-        ("query_places", targets.shape[:2]),
-    ):
-        tensor = getattr(step, name)
-        if (
-            tensor.shape != shape
-            or max_rows < rows
-            or tensor.dtype != torch.int32
-            or not tensor.is_contiguous()
-        ):
-            raise ValueError(
-                f"{name} must be contiguous int32 {(layers, f'at least {rows}', *shape[2:])}, got "
-                f"{tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
-            )
-    _claim_slots_kernel[(heads, rows, layers)](
-        targets,
-        step.query_places,
-        *batch[:5],
-        tables.policies,
-        tables.prompt_lens,
-        tables.budgets,
-        buffers.stamps,
+    for name in ("targets", "places"):
+        require_layout(name, getattr(step, name), (layers, max_rows, heads), buffers.births.dtype)
+    if max_rows < rows:
+        raise ValueError(
+            f"step buffers must hold the batch's {rows} rows, got {max_rows}; allocate them for "
+            "the largest batch"
+        )
+    _claim_slots_kernel[(rows, layers)](
+        step.targets,
+        step.places,
+        batch.req_pool_indices,
+        batch.positions,
+        batch.out_cache_loc,
+        batch.kv_indptr,
+        batch.kv_indices,
+        batch.requests.policies,
+        batch.requests.prompt_lens,
+        batch.requests.budgets,
+        batch.requests.periods,
         buffers.births,
-        buffers.mass,
-        buffers.current,
+        buffers.weights,
+        buffers.victims,
         options.layer_offset,
         options.head_offset,
-        slots,
+        request_rows,
         max_rows,
-        num_pages,
+        most,
         HEADS=heads,
-        BLOCK_PAGES=triton.next_power_of_2(num_pages),
-        PAGE_SIZE=options.page_size,
-        SCORED_STEPS=options.scored_steps,
-        BOUND_SCORES=options.bound_scores,
-        FADES=options.fade is not None,
-        FLOOR=options.floor,
-        num_warps=warps(num_pages),
+        BLOCK_HEADS=triton.next_power_of_2(heads),
+        VICTIMS=LONG_PERIOD,
+        num_warps=1,
     )
 
 
 @triton.jit
 def _claim_slots_kernel(
     targets_ptr,
-    query_places_ptr,
+    places_ptr,
     req_pool_indices_ptr,
     positions_ptr,
     out_cache_loc_ptr,
@@ -80,66 +79,57 @@ def _claim_slots_kernel(
     policies_ptr,
     prompt_lens_ptr,
     budgets_ptr,
-    stamps_ptr,
+    periods_ptr,
     births_ptr,
-    mass_ptr,
-    current_ptr,
+    weights_ptr,
+    victims_ptr,
     layer_offset,
     head_offset,
-    num_slots,
+    request_rows,
     max_rows,
-    num_pages,
+    most,
     HEADS: tl.constexpr,
-    BLOCK_PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    SCORED_STEPS: tl.constexpr,
-    BOUND_SCORES: tl.constexpr,
-    FADES: tl.constexpr,
-    FLOOR: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    VICTIMS: tl.constexpr,
 ):
-    head = tl.program_id(0)
-    row = tl.program_id(1)
-    layer = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(0)
+    layer = tl.program_id(1).to(tl.int64)
+    heads = tl.arange(0, BLOCK_HEADS)
+    inside = heads < HEADS
     # What does not follow from anything else is asked for at once: the time is that of waiting.
-    slot = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    request = tl.load(req_pool_indices_ptr + row).to(tl.int64)
     policy = tl.load(policies_ptr + row)
     position = tl.load(positions_ptr + row).to(tl.int32)
     prompt_len = tl.load(prompt_lens_ptr + row)
     budget = tl.load(budgets_ptr + row)
+    period = tl.load(periods_ptr + row)
     row_start = tl.load(kv_indptr_ptr + row).to(tl.int64)
     target = tl.load(out_cache_loc_ptr + row).to(tl.int32)
-    owner = (layer * num_slots + slot) * HEADS + head
-    current = tl.load(current_ptr + owner)
 
     step = position - prompt_len
     evicts = policy != 0
-    begins = evicts & (step % PAGE_SIZE == 0)
     saturated = evicts & (step >= budget)
-    state = owner * num_pages
-
-    # The page of this step: the next one while growing, then a victim, then the same again.
-    page = tl.where(saturated, current, step // PAGE_SIZE)
-    if saturated & begins:
-        pages = tl.arange(0, BLOCK_PAGES)
-        present = pages < budget // PAGE_SIZE
-        stamps = tl.load(stamps_ptr + state + pages, mask=present, other=0)
-        births = tl.load(births_ptr + state + pages, mask=present, other=0)
-        mass = tl.load(mass_ptr + state + pages, mask=present, other=0.0)
-        page = victim(
-            policy, step, budget, layer + layer_offset, head + head_offset,
-            stamps, births, mass, pages, present, FADES, FLOOR,
-        )  # fmt: skip
-    place = row_start + prompt_len + page * PAGE_SIZE + step % PAGE_SIZE
-    in_place = tl.load(kv_indices_ptr + place, mask=saturated, other=0).to(tl.int32)
-    here = (layer * max_rows + row) * HEADS + head
-    tl.store(targets_ptr + here, tl.where(saturated, in_place, target))
-    if BOUND_SCORES & (head == 0):
-        # Of a padded row whatever its position is; it has a place of its own.
-        query_place = slot.to(tl.int32) * SCORED_STEPS + tl.maximum(step, 0) % SCORED_STEPS
-        tl.store(query_places_ptr + layer * max_rows + row, query_place)
+    owners = (layer * request_rows + request) * HEADS + heads
+    place = tl.zeros((BLOCK_HEADS,), tl.int32) + step
+    if saturated:
+        if policy == WINDOW:
+            place = tl.zeros((BLOCK_HEADS,), tl.int32) + step % budget
+        elif policy == RANDOM:
+            drawn = mixed(step, layer + layer_offset, heads + head_offset)
+            place = (drawn % budget.to(tl.uint32)).to(tl.int32)
+        else:
+            turn = step % period if policy == RAAS else 0
+            place = tl.load(victims_ptr + owners * VICTIMS + turn, mask=inside, other=0)
+            if policy == RAAS_PAPER:
+                place = place * _PAPER_PAGE + step % _PAPER_PAGE
+    in_place = tl.load(
+        kv_indices_ptr + row_start + prompt_len + place, mask=inside & saturated, other=0
+    )
+    here = (layer * max_rows + row) * HEADS + heads
+    tl.store(targets_ptr + here, tl.where(saturated, in_place.to(tl.int32), target), mask=inside)
+    tl.store(places_ptr + here, tl.where(evicts, place, -1), mask=inside)
     if evicts:
-        tl.store(stamps_ptr + state + page, step)
-        if begins:
-            tl.store(current_ptr + owner, page)
-            tl.store(births_ptr + state + page, step)
-            tl.store(mass_ptr + state + page, 0.0)
+        born = owners * most + place
+        tl.store(births_ptr + born, step, mask=inside)
+        weight = tl.where(policy == RAAS_PAPER, step, 0).to(tl.float32)
+        tl.store(weights_ptr + born, weight, mask=inside)

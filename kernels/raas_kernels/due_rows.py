@@ -1,21 +1,23 @@
-"""The rows of a decode step whose pages are scored, so that the others cost no program."""
+"""The rows of a decode step whose tokens are scored, so that the others cost no program."""
 
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import DecodeBatch, ScoreScratch, StepOptions
+from raas_kernels.layout import DecodeBatch, ScoreScratch
 from raas_kernels.select import RAAS
 
 _BLOCK_ROWS = 1024
 
 
-def list_due_rows(scratch: ScoreScratch, batch: DecodeBatch, options: StepOptions) -> None:
-    """Lists the RaaS rows whose step is the last of `StepOptions.scored_steps`, in their order.
+def list_due_rows(scratch: ScoreScratch, batch: DecodeBatch) -> None:
+    """Lists the rows whose step is the last of their period, in their order.
+
+    What raas knows is needed when a place is chosen, so its rows are due from the last step on that
+    still found a free place.
 
     Args:
         scratch: ``due_rows`` and ``due_count`` are written.
         batch: Rows of the step.
-        options: Server-wide choices.
     """
     _list_due_rows_kernel[(1,)](
         scratch.due_rows,
@@ -23,9 +25,10 @@ def list_due_rows(scratch: ScoreScratch, batch: DecodeBatch, options: StepOption
         batch.positions,
         batch.requests.policies,
         batch.requests.prompt_lens,
+        batch.requests.budgets,
+        batch.requests.periods,
         batch.positions.shape[0],
         BLOCK_ROWS=_BLOCK_ROWS,
-        SCORED_STEPS=options.scored_steps,
     )
 
 
@@ -36,9 +39,10 @@ def _list_due_rows_kernel(
     positions_ptr,
     policies_ptr,
     prompt_lens_ptr,
+    budgets_ptr,
+    periods_ptr,
     num_rows,
     BLOCK_ROWS: tl.constexpr,
-    SCORED_STEPS: tl.constexpr,
 ):
     count = tl.zeros((), tl.int32)
     for first in range(0, num_rows, BLOCK_ROWS):
@@ -46,8 +50,11 @@ def _list_due_rows_kernel(
         inside = rows < num_rows
         policies = tl.load(policies_ptr + rows, mask=inside, other=0)
         positions = tl.load(positions_ptr + rows, mask=inside, other=0).to(tl.int32)
-        steps = positions - tl.load(prompt_lens_ptr + rows, mask=inside, other=0)
-        due = (policies == RAAS) & ((steps + 1) % SCORED_STEPS == 0)
+        done = positions + 1 - tl.load(prompt_lens_ptr + rows, mask=inside, other=0)
+        budgets = tl.load(budgets_ptr + rows, mask=inside, other=0)
+        periods = tl.load(periods_ptr + rows, mask=inside, other=0)
+        due = (periods > 0) & (done % tl.maximum(periods, 1) == 0)
+        due = due & ((policies != RAAS) | (done >= budgets))
         places = count + tl.cumsum(due.to(tl.int32), axis=0) - 1
         tl.store(due_rows_ptr + places, rows, mask=due)
         count += tl.sum(due.to(tl.int32), axis=0)

@@ -1,9 +1,9 @@
 """The tensors that every op shares.
 
-Letters in shapes: ``B`` rows of a decode batch, ``M`` rows of the largest one, ``R`` request slots
+Letters in shapes: ``B`` rows of a decode batch, ``M`` rows of the largest one, ``R`` request rows
 of SGLang's `ReqToTokenPool` (row 0 is its padding row), ``Y`` layers, ``Hq`` query heads, ``H`` KV
-heads, ``D`` head size, ``S`` KV slots, ``N`` eviction pages of the largest budget, ``T`` decode
-steps that are scored together, ``G`` programs that score.
+heads, ``D`` head size, ``S`` KV slots, ``N`` tokens of the largest budget, ``G`` programs that
+score. The *place* of a generated token is its index in the budget of its request, from 0 to L - 1.
 """
 
 from enum import IntEnum
@@ -13,6 +13,20 @@ import torch
 
 # Bytes; kernels are compiled for caches that begin at multiples of it.
 ALIGNMENT = 16
+# Tokens; every budget is a multiple of it, so that every period and page divides it.
+BUDGET_UNIT = 16
+# Tokens that `raas-paper` gives up together, as in the paper.
+PAPER_PAGE = 16
+# Decode steps from one scoring of `raas` to the next. Each reads the keys of the whole budget, so
+# large budgets are scored less often; so many steps are few beside them.
+PERIOD, LONG_PERIOD, LONG_PERIOD_BUDGET = 4, 8, 512
+# Decode steps in which `raas` forgets a query by a factor of e.
+QUERY_MEMORY = 64
+# Weight of the queries' variance beside their mean. 1 would be a Gaussian; what is looked up rarely
+# is looked up by queries far from the mean.
+SPREAD = 8.0
+# Power of a token's age, in budgets, by which `raas` expects it to be used less.
+AGEING = 1.0
 
 
 class Policy(IntEnum):
@@ -20,29 +34,45 @@ class Policy(IntEnum):
 
     DENSE = 0
     RAAS = 1
-    WINDOW = 2
-    RANDOM = 3
-    H2O = 4
+    RAAS_PAPER = 2
+    WINDOW = 3
+    RANDOM = 4
+    H2O = 5
+
+    @property
+    def label(self) -> str:
+        """Its name in flags, requests and reports."""
+        return self.name.lower().replace("_", "-")
+
+    def period(self, budget: int) -> int:
+        """Decode steps from one scoring of a request's tokens to the next; 0 if none is needed.
+
+        Args:
+            budget: L in tokens.
+        """
+        if self is Policy.RAAS:
+            return LONG_PERIOD if budget >= LONG_PERIOD_BUDGET else PERIOD
+        return 1 if self in (Policy.RAAS_PAPER, Policy.H2O) else 0
 
 
 class RequestTables(NamedTuple):
     """What requests were admitted with; constant while a request runs.
 
-    One entry for each request slot [R] where the server keeps it, or for each row [B] of a batch.
+    One entry for each request row [R] where the server keeps it, or for each row [B] of a batch.
 
     Attributes:
-        policies: int32. A `Policy`; 0 (dense) for free slots and for the padding row.
+        policies: int32. A `Policy`; 0 (dense) for free rows and for the padding row.
         prompt_lens: int32. P, tokens before the first generated one.
-        budgets: int32. L, a multiple of the eviction page size.
-        stamp_pages: int32. Pages that the paper's rule stamps at each step.
+        budgets: int32. L, a multiple of `BUDGET_UNIT`.
+        periods: int32. `Policy.period`.
         first_steps: int32. Generated tokens that were prefilled when the request was admitted last,
-            0 unless it was interrupted; of earlier steps there are no queries.
+            0 unless it was retracted; of earlier steps there are no queries.
     """
 
     policies: torch.Tensor
     prompt_lens: torch.Tensor
     budgets: torch.Tensor
-    stamp_pages: torch.Tensor
+    periods: torch.Tensor
     first_steps: torch.Tensor
 
 
@@ -50,21 +80,27 @@ class EvictionBuffers(NamedTuple):
     """Eviction state, of all layers or of one (then without the dimension Y).
 
     Attributes:
-        stamps: [Y, R, H, N] int32. Timestamp: last step at which the page was important, or where
-            nothing stamps it that of its last token.
-        births: [Y, R, H, N] int32. Step at which the page's first token was written; unique.
-        mass: [Y, R, H, N] float32. Attention probability that the page has gathered: H2O's sum of
-            all of it, or the lrfu rule's fading sum of what the page scored at each stamping.
-        current: [Y, R, H] int32. The page being filled.
-        queries: [Y, R, T, Hq, D], dtype of the KV cache. Queries of the request's last steps, step
-            ``s`` in place ``s mod T``; unused, and T is 0, without `StepOptions.bound_scores`.
+        births: [Y, R, H, N] int32. Step that generated the token in each place; unique. Written by
+            `claim_slots`.
+        weights: [Y, R, H, N] float32. What the policy knows of each token; 0 at birth. raas: its
+            importance when it was scored last. raas-paper: its timestamp, the largest of a page
+            counts. h2o: the attention probability that it has gathered. Written by `claim_slots`
+            and `score_tokens`.
+        value_norms: [Y, R, H, N] float32. Euclidean norm of the token's value. Written by
+            `store_decode`.
+        victims: [Y, R, H, LONG_PERIOD] int32. Places that the steps up to the next choice
+            overwrite, in their order; raas-paper: one page. Written by `score_tokens`.
+        query_means: [Y, R, Hq, D] float32. Mean of the row's recent queries, for raas. Written by
+            `store_decode`.
+        query_variances: [Y, R, Hq, D] float32. Variance of each of their dimensions, likewise.
     """
 
-    stamps: torch.Tensor
     births: torch.Tensor
-    mass: torch.Tensor
-    current: torch.Tensor
-    queries: torch.Tensor
+    weights: torch.Tensor
+    value_norms: torch.Tensor
+    victims: torch.Tensor
+    query_means: torch.Tensor
+    query_variances: torch.Tensor
 
     def layer(self, index: int) -> "EvictionBuffers":
         """Views of one layer, counted from this rank's first."""
@@ -74,23 +110,19 @@ class EvictionBuffers(NamedTuple):
 class StepBuffers(NamedTuple):
     """What one decode step passes between its begin, its layers and its end.
 
-    All layers begin at once, in `claim_slots`, and end at once, in `score_pages` or `stamp_decode`;
-    what is left for each layer is to store. Only the batch's rows are ever read.
+    All layers begin at once, in `claim_slots`, and end at once, in `score_tokens`; what is left for
+    each layer is to store. Only the batch's rows are ever read.
 
     Attributes:
         targets: [Y, M, H] int32. KV slot that each head writes this step's token to.
-        query_places: [Y, M] int32. Place of the row's queries in `EvictionBuffers.queries` of the
-            layer, counted over ``R * T``.
-        page_scores: [Y, M, H, N] float32. Largest attention probability of a token of the page;
-            unused, and M is 0, with `StepOptions.bound_scores`.
-        page_mass: [Y, M, H, N] float32. Sum of the probabilities of the page's tokens, the mean
-            over the KV head's queries; unused like ``page_scores``.
+        places: [Y, M, H] int32. Its place in the budget; -1 for dense rows.
+        queries: [Y, M, Hq, D], dtype of the KV cache. This step's queries, of rows that are scored
+            at every step.
     """
 
     targets: torch.Tensor
-    query_places: torch.Tensor
-    page_scores: torch.Tensor
-    page_mass: torch.Tensor
+    places: torch.Tensor
+    queries: torch.Tensor
 
     def layer(self, index: int) -> "StepBuffers":
         """Views of one layer, counted from this rank's first."""
@@ -98,17 +130,20 @@ class StepBuffers(NamedTuple):
 
 
 class ScoreScratch(NamedTuple):
-    """What `score_pages` works with; nothing in it outlives the op.
+    """What `score_tokens` works with; nothing in it outlives the op.
 
     Attributes:
-        due_rows: [M] int32. The rows that are due, as many as ``due_count`` says.
+        due_rows: [M] int32. The rows that are scored, as many as ``due_count`` says.
         due_count: [1] int32.
-        scores: [G, T, N] float32. Page scores of the head that each program has in hand. So many
-            programs share the heads of all layers and due rows.
+        logits: [G, N, C] float32. Logits of the head that each program has in hand, C the query
+            heads of a KV head rounded up to a power of two. So many programs share the heads of all
+            layers and due rows.
+        scores: [G, N] float32. Scores of its tokens.
     """
 
     due_rows: torch.Tensor
     due_count: torch.Tensor
+    logits: torch.Tensor
     scores: torch.Tensor
 
 
@@ -116,10 +151,10 @@ class DecodeBatch(NamedTuple):
     """Where the rows of one decode step live.
 
     Everything is the step's own copy: a replayed CUDA graph may run after the scheduler has given a
-    request's slot to another one.
+    request's row to another one.
 
     Attributes:
-        req_pool_indices: [B] int64 or int32. Request slot of each row.
+        req_pool_indices: [B] int64 or int32. Request row of each row.
         positions: [B] int64 or int32. Position of this step's token, the logical length less one.
         out_cache_loc: [B] int64 or int32. Slot that SGLang allocated; 0 where it allocated none.
         kv_indptr: [B] or longer, int64 or int32. Where each row begins in ``kv_indices``.
@@ -167,29 +202,36 @@ class StepOptions(NamedTuple):
     """What stays the same for a whole server.
 
     Attributes:
-        page_size: Tokens of one eviction page.
         head_offset: Index of this rank's first KV head, so that ranks agree with one GPU.
-        bound_scores: Whether RaaS pages are scored by their bounds; if not, by attention.
-        alpha: Threshold of the alpha rule; None for another rule.
-        scored_steps: T. Decode steps of a RaaS request that are scored and stamped together, after
-            the last of them; with bound scores a multiple of the page size, else 1. Only pages that
-            were full before the first of them count. With T equal to the page size nothing is late,
-            since a victim is chosen only where a page begins.
         layer_offset: Index of this rank's first layer, so that stages agree with one GPU.
-        fade: Factor by which the lrfu rule lets a page's mass fade at each step; None for another
-            rule.
-        floor: Newest tokens that a RaaS row does not give up, at most half of its budget; whole
-            pages of them.
-        scaling: Factor on q·k before the softmax that makes probabilities of bounds, for the lrfu
-            rule.
+        scaling: Factor on q·k before the softmax.
     """
 
-    page_size: int
     head_offset: int
-    bound_scores: bool
-    alpha: float | None
-    scored_steps: int = 1
     layer_offset: int = 0
-    fade: float | None = None
-    floor: int = 0
     scaling: float = 1.0
+
+
+def require_layout(
+    name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], dtype: torch.dtype
+) -> None:
+    """Checks that a kernel can address a tensor.
+
+    Args:
+        name: What the error calls it.
+        tensor: To be checked.
+        shape: What it must be; None where any size will do.
+        dtype: What it must be.
+
+    Raises:
+        ValueError: it has another shape or type, or is not contiguous.
+    """
+    fits = tensor.dim() == len(shape) and all(
+        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not (fits and tensor.dtype == dtype and tensor.is_contiguous()):
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{name} must be contiguous {dtype} [{sizes}], got {tensor.dtype} "
+            f"{list(tensor.shape)} with strides {tensor.stride()}"
+        )

@@ -1,18 +1,26 @@
 """Store of one decode step: all that has to happen in each layer, and before its attention.
 
-One warp per row and KV head, which moves the head's key and value and, with bound scores, copies
-its queries. It waits for nothing but its slots, which `claim_slots` found. From Hopper on it
-is launched while the kernel before it ends, and lets attention do the same (programmatic dependent
-launch); each waits for the writes of the one before.
+Two warps per row and KV head. One moves the head's key and value; the other notes its queries,
+whose moments are read and written in float32. It waits for nothing but its slots, which
+`claim_slots` found. From Hopper on it is launched while the kernel before it ends, and lets
+attention do the same (programmatic dependent launch); each waits for the writes of the one before.
 """
 
+import math
 from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import EvictionBuffers, StepBuffers, StepOptions
+from raas_kernels.layout import (
+    QUERY_MEMORY,
+    DecodeBatch,
+    EvictionBuffers,
+    StepBuffers,
+    require_layout,
+)
+from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
 
 def store_decode(
@@ -22,8 +30,8 @@ def store_decode(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     step: StepBuffers,
+    batch: DecodeBatch,
     buffers: EvictionBuffers,
-    options: StepOptions,
 ) -> None:
     """Same contract as `torch_ops.store_decode`; asynchronous and CUDA-graph safe.
 
@@ -34,21 +42,33 @@ def store_decode(
     if rows == 0:
         return
     _check_inputs(q, k, v)
-    _check_rows("targets", step.targets, rows, (heads,), torch.int32)
-    if options.bound_scores:
-        _check_rows("query_places", step.query_places, rows, (), torch.int32)
-        _check_rows("queries", buffers.queries, 1, (options.scored_steps, *q.shape[1:]), q.dtype)
+    _check_buffers(q, heads, step, buffers)
+    if step.targets.shape[0] < rows:
+        raise ValueError(
+            f"step buffers must hold the batch's {rows} rows, got {step.targets.shape[0]}; "
+            "allocate them for the largest batch"
+        )
     group = q.shape[1] // heads
     overlaps = _has_dependent_launch(q.device)
-    _store_decode_kernel[(heads, rows)](
+    _store_decode_kernel[(2 * heads, rows)](
         q,
         k,
         v,
         key_cache,
         value_cache,
         step.targets,
-        step.query_places,
-        buffers.queries,
+        step.places,
+        step.queries,
+        batch.req_pool_indices,
+        batch.positions,
+        batch.requests.policies,
+        batch.requests.prompt_lens,
+        batch.requests.first_steps,
+        buffers.value_norms,
+        buffers.query_means,
+        buffers.query_variances,
+        1 - math.exp(-1 / QUERY_MEMORY),
+        buffers.births.shape[-1],
         q.stride(0),
         k.stride(0),
         v.stride(0),
@@ -59,7 +79,6 @@ def store_decode(
         HEAD_DIM=head_dim,
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_QUERIES=triton.next_power_of_2(group * head_dim),
-        BOUND_SCORES=options.bound_scores,
         OVERLAPS=overlaps,
         num_warps=1,
         **({"launch_pdl": True} if overlaps else {}),
@@ -85,19 +104,16 @@ def _check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         )
 
 
-def _check_rows(
-    name: str, tensor: torch.Tensor, rows: int, row_shape: tuple[int, ...], dtype: torch.dtype
+def _check_buffers(
+    q: torch.Tensor, heads: int, step: StepBuffers, buffers: EvictionBuffers
 ) -> None:
-    if (
-        tensor.shape[1:] != row_shape
-        or tensor.shape[0] < rows
-        or tensor.dtype != dtype
-        or not tensor.is_contiguous()
-    ):
-        raise ValueError(
-            f"{name} must be contiguous {dtype} with at least {rows} rows of {tuple(row_shape)}, "
-            f"got {tensor.dtype} {tuple(tensor.shape)} with strides {tensor.stride()}"
-        )
+    of_query = (None, *q.shape[1:])
+    require_layout("targets", step.targets, (None, heads), torch.int32)
+    require_layout("places", step.places, (None, heads), torch.int32)
+    require_layout("queries", step.queries, of_query, q.dtype)
+    require_layout("query_means", buffers.query_means, of_query, torch.float32)
+    require_layout("query_variances", buffers.query_variances, of_query, torch.float32)
+    require_layout("value_norms", buffers.value_norms, (None, heads, None), torch.float32)
 
 
 @triton.jit
@@ -108,8 +124,18 @@ def _store_decode_kernel(
     key_cache_ptr,
     value_cache_ptr,
     targets_ptr,
-    query_places_ptr,
+    places_ptr,
     queries_ptr,
+    req_pool_indices_ptr,
+    positions_ptr,
+    policies_ptr,
+    prompt_lens_ptr,
+    first_steps_ptr,
+    value_norms_ptr,
+    query_means_ptr,
+    query_variances_ptr,
+    least_share,
+    most,
     stride_q,
     stride_k,
     stride_v,
@@ -120,26 +146,46 @@ def _store_decode_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
-    BOUND_SCORES: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
     if OVERLAPS:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    head = tl.program_id(0)
+    head = tl.program_id(0) % HEADS
     row = tl.program_id(1).to(tl.int64)
-    target = tl.load(targets_ptr + row * HEADS + head).to(tl.int64)
-    offsets = tl.arange(0, BLOCK_DIM)
-    inside = offsets < HEAD_DIM
-    dims = head * HEAD_DIM + offsets
-    key = tl.load(k_ptr + row * stride_k + dims, mask=inside)
-    value = tl.load(v_ptr + row * stride_v + dims, mask=inside)
-    if BOUND_SCORES:
-        place = tl.load(query_places_ptr + row).to(tl.int64)
+    request = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    if tl.program_id(0) < HEADS:
+        target = tl.load(targets_ptr + row * HEADS + head).to(tl.int64)
+        place = tl.load(places_ptr + row * HEADS + head)
+        offsets = tl.arange(0, BLOCK_DIM)
+        inside = offsets < HEAD_DIM
+        dims = head * HEAD_DIM + offsets
+        key = tl.load(k_ptr + row * stride_k + dims, mask=inside)
+        value = tl.load(v_ptr + row * stride_v + dims, mask=inside, other=0.0)
+        tl.store(key_cache_ptr + target * stride_key_cache + dims, key, mask=inside)
+        tl.store(value_cache_ptr + target * stride_value_cache + dims, value, mask=inside)
+        wide = value.to(tl.float32)
+        norm = tl.sqrt(tl.sum(wide * wide, axis=0))
+        tl.store(value_norms_ptr + (request * HEADS + head) * most + place, norm, mask=place >= 0)
+    else:
+        policy = tl.load(policies_ptr + row)
+        step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+        seen = step - tl.load(first_steps_ptr + row) + 1  # queries since the first, this one too
         members = tl.arange(0, BLOCK_QUERIES)
         present = members < GROUP * HEAD_DIM
         members += head * GROUP * HEAD_DIM
-        query = tl.load(q_ptr + row * stride_q + members, mask=present)
-        tl.store(queries_ptr + place * HEADS * GROUP * HEAD_DIM + members, query, mask=present)
-    tl.store(key_cache_ptr + target * stride_key_cache + dims, key, mask=inside)
-    tl.store(value_cache_ptr + target * stride_value_cache + dims, value, mask=inside)
+        query = tl.load(q_ptr + row * stride_q + members, mask=present, other=0.0)
+        if policy == RAAS:
+            # A plain mean at first, then one that forgets. The first query has none before it.
+            here = request * (HEADS * GROUP * HEAD_DIM) + members
+            known = present & (seen > 1)
+            mean = tl.load(query_means_ptr + here, mask=known, other=0.0)
+            variance = tl.load(query_variances_ptr + here, mask=known, other=0.0)
+            share = tl.maximum(1.0 / tl.maximum(seen, 1).to(tl.float32), least_share)
+            apart = query.to(tl.float32) - mean
+            tl.store(query_means_ptr + here, mean + share * apart, mask=present)
+            variance = (1.0 - share) * (variance + share * apart * apart)
+            tl.store(query_variances_ptr + here, variance, mask=present)
+        if (policy == RAAS_PAPER) | (policy == H2O):
+            here = row * (HEADS * GROUP * HEAD_DIM) + members
+            tl.store(queries_ptr + here, query, mask=present)

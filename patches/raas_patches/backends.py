@@ -6,8 +6,6 @@ nothing is patched. Remove when: a backend can be chosen by class.
 
 from typing import TYPE_CHECKING
 
-from raas_patches.active import required_config
-
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -35,10 +33,6 @@ def _flashinfer(model_runner: "ModelRunner") -> "AttentionBackend":
         "skip_prefill": prefill != "flashinfer",
         "init_new_workspace": model_runner.init_new_workspace,
     }
-    if required_config(model_runner.server_args).kv_score == "exact":
-        from raas_sglang.attention.flashinfer_exact import RaasFlashInferExactAttnBackend
-
-        return RaasFlashInferExactAttnBackend(model_runner, **options)
     from raas_sglang.attention.flashinfer import RaasFlashInferAttnBackend
 
     return RaasFlashInferAttnBackend(model_runner, **options)

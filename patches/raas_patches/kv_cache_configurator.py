@@ -42,7 +42,7 @@ def config_from_budget(
     """Around `config_from_budget`: the eviction state comes off the memory of the pool."""
     config, shape = required_config(self.server_args), _shape(self)
     slot_bytes = EvictionState.bytes_per_slot(config, shape)
-    budget_bytes -= EvictionState.scratch_bytes(config, self.device)
+    budget_bytes -= EvictionState.scratch_bytes(config, shape, self.device)
     slots = _max_num_reqs(self) or request_slots(config, shape, budget_bytes)
     state_bytes = (slots + 1) * slot_bytes
     if state_bytes > budget_bytes / 2:

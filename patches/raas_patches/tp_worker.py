@@ -12,7 +12,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from raas_patches.active import required_config
 from raas_patches.seam import Seam
 from raas_sglang.trace.publisher import TracePublisher
-from raas_sglang.trace.sampler import PageSampler
+from raas_sglang.trace.sampler import TokenSampler
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -30,7 +30,7 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
     offset = replica * self.ps.tp_size + self.ps.tp_rank
     publisher = TracePublisher(endpoint_of_rank(config.kv_trace_endpoint, offset))
     buffers = self.model_runner.token_to_kv_pool.state.buffers
-    self.page_sampler = PageSampler(buffers, config, publisher, replica, self.ps.tp_rank)
+    self.token_sampler = TokenSampler(buffers, config, publisher, replica, self.ps.tp_rank)
 
 
 def endpoint_of_rank(endpoint: str, offset: int) -> str:
@@ -43,9 +43,9 @@ def forward_batch_generation(
     _: Any, self: "TpModelWorker", batch: "ScheduleBatch | None", *args: Any, **kwargs: Any
 ) -> None:
     """After `forward_batch_generation`, on its stream: samples a decode step now and then."""
-    if batch is not None and batch.forward_mode.is_decode() and self.page_sampler.is_due():
+    if batch is not None and batch.forward_mode.is_decode() and self.token_sampler.is_due():
         requests = [(req.rid, req.raas) for req in batch.reqs]
-        self.page_sampler.sample(batch.req_pool_indices, requests)
+        self.token_sampler.sample(batch.req_pool_indices, requests)
 
 
 _PATH = "sglang.srt.managers.tp_worker.TpModelWorker."
@@ -72,7 +72,7 @@ SEAMS = (
             "skip_attn_backend_init",
             "capture_hidden_mode",
         ),
-        "samples page tables where a trace was asked for",
+        "samples token tables where a trace was asked for",
         _UNTIL,
     ),
 )

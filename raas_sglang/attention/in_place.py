@@ -66,16 +66,16 @@ class InPlaceDecode:
             )
         pool = self.pool
         self.side.join()
-        pool.store_decode(layer, q, k, v)
+        pool.store_decode(layer, q, k, v, self.rows)
         out = self._attend(q, layer, forward_batch, **kwargs)
         if pool.is_last(layer):
-            self.side.run(partial(pool.stamp_decode, layer, self.rows))
+            self.side.run(partial(pool.score_tokens, layer, self.rows))
         return out
 
     def _attend(
         self, q: torch.Tensor, layer: "RadixAttention", forward_batch: "ForwardBatch", **kwargs: Any
     ) -> torch.Tensor:
-        """Attention over the resident slots; with `--kv-score exact` it also scores the pages."""
+        """Attention over the resident slots."""
         out: torch.Tensor = super().forward_decode(  # type: ignore[misc]
             q, None, None, layer, forward_batch, save_kv_cache=False, **kwargs
         )

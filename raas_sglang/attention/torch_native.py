@@ -1,8 +1,7 @@
 """The CPU engine's decode backend."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
 from raas_kernels import DecodeBatch
@@ -10,7 +9,6 @@ from raas_sglang.attention.in_place import InPlaceDecode
 from raas_sglang.attention.side_stream import SideStream
 
 if TYPE_CHECKING:
-    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -44,10 +42,3 @@ class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
             self.pool.state.rows(requests),
         )
         self.claim_slots()
-
-    def _attend(
-        self, q: torch.Tensor, layer: "RadixAttention", forward_batch: "ForwardBatch", **kwargs: Any
-    ) -> torch.Tensor:
-        out = super()._attend(q, layer, forward_batch, **kwargs)
-        self.pool.score_exactly(layer, q, self.rows)
-        return out

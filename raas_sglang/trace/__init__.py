@@ -1,14 +1,14 @@
-"""The trace stream of `--kv-trace-endpoint`: pages, their births and their timestamps."""
+"""The trace stream of `--kv-trace-endpoint`: which tokens each request holds, and why."""
 
-from raas_sglang.trace.message import PageTable, PageTrace, TraceBatch, page_table, reused
+from raas_sglang.trace.message import TokenTable, TokenTrace, TraceBatch, reused, token_table
 from raas_sglang.trace.subscriber import Received, listen
 
 __all__ = [
-    "PageTable",
-    "PageTrace",
     "Received",
+    "TokenTable",
+    "TokenTrace",
     "TraceBatch",
     "listen",
-    "page_table",
     "reused",
+    "token_table",
 ]

@@ -3,7 +3,7 @@
 A message has three frames, as SGLang's KV events have: the topic, a sequence number (8 bytes, big
 endian) and a `TraceBatch` in MessagePack. A gap in the sequence is a sample that was left out
 because the one before was still on its way. Letters in shapes: ``Y`` layers and ``H`` KV heads of
-one rank, ``N`` pages of the request that were born.
+one rank, ``K`` generated tokens that the request holds.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOPIC = b"kv-trace"
-PAGE_DTYPE = np.dtype("<i4")
-MASS_DTYPE = np.dtype("<f4")
+BIRTH_DTYPE = np.dtype("<i4")
+WEIGHT_DTYPE = np.dtype("<f4")
 
 
-class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True):
-    """The pages of one request after one decode step.
+class TokenTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True):
+    """The tokens of one request after one decode step.
 
-    Steps are counted by request: the step that stores its generated token i (from 0) is step i, and
-    stamps and births are such steps. A page that was reused has another birth than before, and a
-    page was stamped since step s if its stamp is above s.
+    Steps are counted by request: the step that stores its generated token i (from 0) is step i. A
+    place that was reused has another birth than before.
 
     Attributes:
         rid: SGLang's name of the request.
@@ -31,14 +30,11 @@ class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True
         prompt_len: P, in tokens.
         logical_len: Tokens of the text with this step's.
         resident_len: Slots that it holds.
-        shape: Y, H, N.
-        stamps: [Y, H, N] int32, little endian. Last step at which each page was important; with
-            `--kv-stamp-rule lrfu`, and of other policies than raas, that of its last token.
-        births: [Y, H, N] int32, little endian. Step at which its first token was written.
-        mass: [Y, H, N] float32, little endian. What each page has gathered: with
-            `--kv-stamp-rule lrfu` the faded sum of its shares as of the last steps that were
-            scored, with h2o the sum of its probabilities; zero under any other rule.
-        current: [Y, H] int32, little endian. The page being filled.
+        shape: Y, H, K.
+        births: [Y, H, K] int32, little endian. Generated token that each place holds.
+        weights: [Y, H, K] float32, little endian. What the policy knows of it; 0 at its birth.
+            raas: its importance when it was scored last, a logarithm; raas-paper: its timestamp;
+            h2o: the attention probability that it has gathered; others: nothing.
     """
 
     rid: str
@@ -48,10 +44,8 @@ class PageTrace(msgspec.Struct, array_like=True, gc=False, tag=True, frozen=True
     logical_len: int
     resident_len: int
     shape: tuple[int, int, int]
-    stamps: bytes
     births: bytes
-    mass: bytes
-    current: bytes
+    weights: bytes
 
     @property
     def step(self) -> int:
@@ -67,56 +61,47 @@ class TraceBatch(msgspec.Struct, array_like=True, gc=False, frozen=True):
         events: One entry for each evicting request.
         attn_dp_rank: Replica of the model, 0 without data parallelism.
         tp_rank: Rank among those that share the KV heads.
-        page_size: Tokens of an eviction page.
     """
 
     ts: float
-    events: list[PageTrace]
+    events: list[TokenTrace]
     attn_dp_rank: int
     tp_rank: int
-    page_size: int
 
 
-class PageTable(NamedTuple):
-    """The arrays of a `PageTrace`.
+class TokenTable(NamedTuple):
+    """The arrays of a `TokenTrace`.
 
     Attributes:
-        stamps: [Y, H, N] int32.
-        births: [Y, H, N] int32.
-        mass: [Y, H, N] float32.
-        current: [Y, H] int32.
+        births: [Y, H, K] int32.
+        weights: [Y, H, K] float32.
     """
 
-    stamps: NDArray[np.int32]
     births: NDArray[np.int32]
-    mass: NDArray[np.float32]
-    current: NDArray[np.int32]
+    weights: NDArray[np.float32]
 
 
-def page_table(event: PageTrace) -> PageTable:
+def token_table(event: TokenTrace) -> TokenTable:
     """Reads the arrays of an event; they are read-only views of its bytes.
 
     Raises:
         ValueError: the bytes do not fill the event's shape.
     """
-    layers, heads, _ = event.shape
-    return PageTable(
-        np.frombuffer(event.stamps, PAGE_DTYPE).reshape(event.shape),
-        np.frombuffer(event.births, PAGE_DTYPE).reshape(event.shape),
-        np.frombuffer(event.mass, MASS_DTYPE).reshape(event.shape),
-        np.frombuffer(event.current, PAGE_DTYPE).reshape(layers, heads),
+    return TokenTable(
+        np.frombuffer(event.births, BIRTH_DTYPE).reshape(event.shape),
+        np.frombuffer(event.weights, WEIGHT_DTYPE).reshape(event.shape),
     )
 
 
-def reused(before: PageTable, after: PageTable) -> NDArray[np.bool_]:
-    """Pages that were given up and began a new life between two samples of one request.
+def reused(before: TokenTable, after: TokenTable) -> NDArray[np.bool_]:
+    """Places whose token was given up between two samples of one request.
 
     Args:
-        before: The earlier sample, N pages.
-        after: The later one, N pages or more.
+        before: The earlier sample, K tokens.
+        after: The later one, K tokens or more.
 
     Returns:
-        [Y, H, N] of the earlier sample.
+        [Y, H, K] of the earlier sample.
     """
     changed: NDArray[np.bool_] = after.births[..., : before.births.shape[2]] != before.births
     return changed

@@ -1,4 +1,4 @@
-"""The device side of the trace stream: page tables on their way to the host, without a wait.
+"""The device side of the trace stream: token tables on their way to the host, without a wait.
 
 The tables of a batch are gathered on the stream that computed them, so in order with the steps, and
 copied to pinned memory on another. The publisher's thread waits for the copy. There are two
@@ -16,7 +16,7 @@ import torch
 from raas_kernels import EvictionBuffers
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestOptions, RequestState
-from raas_sglang.trace.message import MASS_DTYPE, PAGE_DTYPE, PageTrace, TraceBatch
+from raas_sglang.trace.message import BIRTH_DTYPE, WEIGHT_DTYPE, TokenTrace, TraceBatch
 from raas_sglang.trace.publisher import TracePublisher
 
 _BUFFERS = 2
@@ -31,31 +31,27 @@ class TracedRow(NamedTuple):
     prompt_len: int
     logical_len: int
     resident_len: int
-    pages: int
+    tokens: int
 
 
 class Copy(NamedTuple):
-    """Page tables on their way to the host.
+    """Token tables on their way to the host.
 
     Attributes:
         source: What is copied; must live until it has arrived.
-        stamps: [Y, B, H, N] int32, on the host.
-        births: [Y, B, H, N] int32, on the host.
-        mass: [Y, B, H, N] float32, on the host.
-        current: [Y, B, H] int32, on the host.
+        births: [Y, B, H, K] int32, on the host.
+        weights: [Y, B, H, K] float32, on the host.
         done: Recorded behind the copy; None where it has arrived already.
     """
 
     source: torch.Tensor
-    stamps: torch.Tensor
     births: torch.Tensor
-    mass: torch.Tensor
-    current: torch.Tensor
+    weights: torch.Tensor
     done: torch.cuda.Event | None
 
 
-class PageSampler:
-    """Samples the page tables of decode batches and gives them to the publisher.
+class TokenSampler:
+    """Samples the token tables of decode batches and gives them to the publisher.
 
     Args:
         buffers: Eviction state of all layers.
@@ -77,12 +73,12 @@ class PageSampler:
         self.config = config
         self.publisher = publisher
         self.ranks = (attn_dp_rank, tp_rank)
-        device = buffers.stamps.device
+        device = buffers.births.device
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
-        size = 3 * buffers.stamps.numel() + buffers.current.numel()
+        size = 2 * buffers.births.numel()
         for _ in range(_BUFFERS):
             pinned = self._stream is not None
             self._free.put(torch.empty(size, dtype=torch.int32, pin_memory=pinned))
@@ -97,7 +93,7 @@ class PageSampler:
     def sample(
         self, req_pool_indices: torch.Tensor, requests: Sequence[tuple[str, RequestState]]
     ) -> None:
-        """Starts the copy of a batch's page tables; call it on the stream that decoded the batch.
+        """Starts the copy of a batch's token tables; call it on the stream that decoded the batch.
 
         Args:
             req_pool_indices: [B] int64 request slots, on the device of the eviction state.
@@ -115,7 +111,7 @@ class PageSampler:
             host = self._free.get_nowait()
         except queue.Empty:
             return  # the subscriber sees the gap in the sequence
-        copy = self._start(req_pool_indices, max(row.pages for row in rows), host)
+        copy = self._start(req_pool_indices, max(row.tokens for row in rows), host)
         now = time.time()
 
         def message() -> TraceBatch:
@@ -126,27 +122,24 @@ class PageSampler:
         self.publisher.publish(sequence, message)
 
     def _row(self, place: int, rid: str, state: RequestState) -> TracedRow:
-        born = min(state.generated_len, state.options.budget)
-        pages = -(-born // self.config.page_size)
+        tokens = min(state.generated_len, state.options.budget)
         lens = state.prompt_len, state.logical_len, state.resident_len
-        return TracedRow(place, rid, state.options, *lens, pages)
+        return TracedRow(place, rid, state.options, *lens, tokens)
 
-    def _start(self, slots: torch.Tensor, pages: int, host: torch.Tensor) -> Copy:
+    def _start(self, slots: torch.Tensor, tokens: int, host: torch.Tensor) -> Copy:
         tables = [
-            self.buffers.stamps[..., :pages].index_select(1, slots),
-            self.buffers.births[..., :pages].index_select(1, slots),
-            # One buffer and one copy for all, so its bits.
-            self.buffers.mass.view(torch.int32)[..., :pages].index_select(1, slots),
-            self.buffers.current.index_select(1, slots),
+            self.buffers.births[..., :tokens].index_select(1, slots),
+            # One buffer and one copy for both, so its bits.
+            self.buffers.weights.view(torch.int32)[..., :tokens].index_select(1, slots),
         ]
         source = torch.cat([table.flatten() for table in tables])
         target = host[: len(source)]
         parts = torch.split(target, [table.numel() for table in tables])
-        stamps, births, mass, current = (
+        births, weights = (
             part.view(table.shape) for part, table in zip(parts, tables, strict=True)
         )
         done = self._copy(source, target)
-        return Copy(source, stamps, births, mass.view(torch.float32), current, done)
+        return Copy(source, births, weights.view(torch.float32), done)
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
         if self._stream is None:
@@ -163,24 +156,23 @@ class PageSampler:
         if copy.done is not None:
             copy.done.synchronize()
         events = [_event(row, copy) for row in rows]
-        return TraceBatch(now, events, *self.ranks, self.config.page_size)
+        return TraceBatch(now, events, *self.ranks)
 
 
-def _event(row: TracedRow, copy: Copy) -> PageTrace:
-    tables = (copy.stamps, copy.births, copy.mass)
-    stamps, births, mass = (table[:, row.place, :, : row.pages] for table in tables)
-    return PageTrace(
+def _event(row: TracedRow, copy: Copy) -> TokenTrace:
+    births, weights = (
+        table[:, row.place, :, : row.tokens] for table in (copy.births, copy.weights)
+    )
+    return TokenTrace(
         row.rid,
-        row.options.policy.name.lower(),
+        row.options.policy.label,
         row.options.budget,
         row.prompt_len,
         row.logical_len,
         row.resident_len,
-        (stamps.shape[0], stamps.shape[1], stamps.shape[2]),
-        _packed(stamps, PAGE_DTYPE),
-        _packed(births, PAGE_DTYPE),
-        _packed(mass, MASS_DTYPE),
-        _packed(copy.current[:, row.place], PAGE_DTYPE),
+        (births.shape[0], births.shape[1], births.shape[2]),
+        _packed(births, BIRTH_DTYPE),
+        _packed(weights, WEIGHT_DTYPE),
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from raas_sglang.trace.message import TOPIC, PageTable, PageTrace, TraceBatch, page_table, reused
+from raas_sglang.trace.message import TOPIC, TokenTable, TokenTrace, TraceBatch, reused, token_table
 
 
 class Received(NamedTuple):
@@ -51,30 +51,21 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
     Args:
         messages: From `listen`.
     """
-    before: dict[tuple[str, int], PageTable] = {}
+    before: dict[tuple[str, int], TokenTable] = {}
     for sequence, batch in messages:
         for event in batch.events:
-            key, table = (event.rid, batch.tp_rank), page_table(event)
+            key, table = (event.rid, batch.tp_rank), token_table(event)
             yield f"{sequence:>6} dp{batch.attn_dp_rank} tp{batch.tp_rank} " + _line(
                 event, table, before.get(key)
             )
             before[key] = table
 
 
-def _line(event: PageTrace, table: PageTable, before: PageTable | None) -> str:
+def _line(event: TokenTrace, table: TokenTable, before: TokenTable | None) -> str:
     given_up = "-" if before is None else f"{reused(before, table).mean():.0%}"
+    ages = event.step - table.births
     return (
-        f"{event.rid[:12]:<12} {event.policy:<6} step {event.step:>6} "
-        f"resident {event.resident_len} of {event.logical_len} pages {event.shape[2]} "
-        f"reused {given_up} {_importance(event, table)}"
+        f"{event.rid[:12]:<12} {event.policy:<10} step {event.step:>6} "
+        f"resident {event.resident_len} of {event.logical_len} given up {given_up} "
+        f"oldest {ages.max()} median age {int(np.median(ages))}"
     )
-
-
-def _importance(event: PageTrace, table: PageTable) -> str:
-    """What the rule goes by: mass where there is any, else timestamps."""
-    if not table.mass.any():
-        stamped = (table.stamps == event.step).mean()
-        return f"stamped {stamped:.0%} oldest {event.step - table.stamps.min()} steps"
-    heaviest_first = np.sort(table.mass, axis=-1)[..., ::-1].cumsum(axis=-1)
-    needed = 1 + (heaviest_first < heaviest_first[..., -1:] / 2).sum(axis=-1)
-    return f"half of the mass in {needed.mean() / table.mass.shape[-1]:.0%}"

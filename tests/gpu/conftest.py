@@ -23,7 +23,7 @@ HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
 DETERMINISTIC = (*RAAS, "--enable-deterministic-inference", *EAGER_PREFILL)
 TP = ("--tp-size", "2", "--disable-custom-all-reduce", *EAGER_PREFILL)
 # A later flag overrides an earlier one.
-PAPER = ("--kv-stamp-rule", "paper")
+PAPER = ("--kv-policy", "raas-paper")
 SMALL = ("--max-total-tokens", "144", "--chunked-prefill-size", "32", "--kv-max-budget", "128")
 SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
 
@@ -43,7 +43,6 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "server": (RAAS, {}),
     "paged_server": ((*RAAS, "--page-size", "16", "--chunked-prefill-size", "256"), STRICT),
     "half_server": ((*RAAS, *HALF, "--disable-overlap-schedule"), STRICT),
-    "exact_server": ((*RAAS, "--kv-score", "exact", *EAGER_PREFILL), STRICT),
     "deterministic_server": (DETERMINISTIC, STRICT),
     "eager_server": ((*DETERMINISTIC, "--disable-decode-cuda-graph"), STRICT),
     "small_server": (
@@ -116,12 +115,6 @@ def half_server(fleet) -> Iterator[LocalServer]:
 
 
 @pytest.fixture(scope="session")
-def exact_server(fleet) -> Iterator[LocalServer]:
-    """RaaS that scores pages by attention probability."""
-    yield from _running(fleet, "exact_server")
-
-
-@pytest.fixture(scope="session")
 def deterministic_server(fleet) -> Iterator[LocalServer]:
     """RaaS with kernels whose results do not depend on the batch."""
     yield from _running(fleet, "deterministic_server")
@@ -157,7 +150,7 @@ def dp_server(fleet) -> Iterator[LocalServer]:
     yield from _running(fleet, "dp_server")
 
 
-@pytest.fixture(scope="session", params=["server", "paged_server", "half_server", "exact_server"])
+@pytest.fixture(scope="session", params=["server", "paged_server", "half_server"])
 def evicting_server(request, fleet) -> Iterator[LocalServer]:
     """RaaS in each of the ways that differ in what they do with memory."""
     yield from _running(fleet, request.param)

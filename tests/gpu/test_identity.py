@@ -3,13 +3,22 @@
 import pytest
 import requests
 
-from client import assert_chain_right, assert_report, flush_cache, generate, problem, together
+from client import (
+    EVICTING,
+    assert_chain_right,
+    assert_report,
+    flush_cache,
+    generate,
+    problem,
+    together,
+)
 
 pytestmark = pytest.mark.gpu
 
 LINES = 46  # 602 generated tokens
 TOKENS = 660
-CHOICES = [("raas", 64), ("raas", 128), ("window", 64), ("random", 128), ("raas", 256)]
+CHOICES = [("raas", 64), ("raas-paper", 128), ("window", 64), ("random", 128), ("h2o", 64)]
+CHOICES.append(("raas", 256))
 
 
 def ask(server, index, policy, budget, **extra):
@@ -19,7 +28,7 @@ def ask(server, index, policy, budget, **extra):
 @pytest.mark.parametrize("seed", [50, 51])
 @pytest.mark.parametrize(
     ("policy", "budget"),
-    [("dense", None), ("raas", 1024), ("window", 1024), ("random", 1024)],
+    [("dense", None), *((policy, 1024) for policy in EVICTING)],
 )
 def test_dense_identity(server, plain_server, policy, budget, seed):
     """One request at a time from an empty tree: both servers run the same kernels on it."""

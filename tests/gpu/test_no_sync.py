@@ -37,7 +37,8 @@ def read_backs(server, folder: Path, policy: str | None, budget: int | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("policy", "budget"), [("raas", 16), ("raas", 1024), ("window", 64), ("dense", None)]
+    ("policy", "budget"),
+    [("raas", 16), ("raas", 1024), ("h2o", 64), ("window", 64), ("dense", None)],
 )
 def test_no_sync(server, plain_server, tmp_path, policy, budget):
     plain = read_backs(plain_server, tmp_path / "plain", None, None)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from client import EVICTING
 from memory_hooks import PAGE_SIZE
 from scheduler_sim import Settings, Simulation
 
@@ -26,10 +27,9 @@ def forever(number, policy, budget, max_new, **prompt):
             "stop_at": 9999, **prompt}  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", ["raas", "window", "random", "h2o"])
+@pytest.mark.parametrize("policy", EVICTING)
 def test_a_request_generates_eight_times_the_pool(server_args, policy):
-    score = "exact" if policy == "h2o" else "bound"
-    simulation = Simulation(Settings(**SMALL, score=score), server_args)
+    simulation = Simulation(Settings(**SMALL), server_args)
     simulation.apply("arrive", **forever(1, policy, 48, 900, private=30))
     run(simulation)
     assert simulation.counts["beyond"] == 1

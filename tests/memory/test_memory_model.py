@@ -14,9 +14,9 @@ import pytest
 from sglang.srt.server_args import ServerArgs
 
 from memory_hooks import PAGE_SIZE
+from raas_sglang.policies import POLICIES
 from scheduler_sim import Settings, Simulation
 
-POLICIES = ("dense", "raas", "window", "random", "h2o")
 OPERATIONS = {1: 12000, 16: 2000}[PAGE_SIZE]
 Operation = tuple[str, dict[str, Any]]  # a method of `Simulation` and its arguments
 RUN = {1: 1000, 16: 500}[PAGE_SIZE]  # operations on one pool: few enough to shrink
@@ -30,10 +30,8 @@ class Generator:
         self.arrived = 0
         self.rush = self.random.choice((0.05, 0.25))
         # Dense requests outgrow what is reserved for them; in a crowd of them memory runs out.
-        policies = self.random.choice((POLICIES, ("dense", "dense", "dense", "raas", "h2o")))
-        self.score = self.random.choice(("bound", "exact"))
-        # h2o gathers attention probabilities.
-        self.policies = [p for p in policies if p != "h2o" or self.score == "exact"]
+        crowd = ("dense", "dense", "dense", "raas", "raas-paper")
+        self.policies = self.random.choice((tuple(POLICIES), crowd))
         self.last_prompt = {"family": 0, "shared": 20, "private": 1, "follows": -1}
 
     def settings(self) -> Settings:
@@ -43,7 +41,6 @@ class Generator:
             slots=draw.choice((112, 208, 320, 480)),
             requests=draw.choice((3, 6, 10)),
             overlap=draw.random() < 0.7,
-            score=self.score,
             reserve=draw.choice((8, 24, 200)),
             radix=draw.random() < 0.85,
             preempt=draw.random() < 0.25,

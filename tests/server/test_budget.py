@@ -2,13 +2,13 @@
 
 import pytest
 
-from client import assert_report, generate, problem, together, token_ids
+from client import EVICTING, assert_report, generate, problem, together, token_ids
 
-PAGE = 2
+LEAST = 16
 FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
-@pytest.mark.parametrize("budget", [PAGE, 64])
+@pytest.mark.parametrize("budget", [LEAST, 64])
 @pytest.mark.parametrize("past", [-1, 0, 1, 2, 17])
 def test_resident_length_stops_at_the_budget(server, budget, past):
     ids = token_ids(server, problem(6).prompt)[: 41 + past]
@@ -21,7 +21,7 @@ def test_resident_length_stops_at_the_budget(server, budget, past):
     assert info["resident_tokens"] == len(ids) + min(tokens, budget)
 
 
-@pytest.mark.parametrize("policy", ["raas", "window", "random"])
+@pytest.mark.parametrize("policy", EVICTING)
 def test_every_policy_keeps_the_budget_in_one_batch(server, policy):
     lengths = (1, 2, 15, 16, 17, 33)
     prompts = [token_ids(server, problem(8, inputs=9).prompt)[:length] for length in lengths]

@@ -1,4 +1,4 @@
-"""Retraction, chunked prefill and exact scores: the boundary P does not move."""
+"""Retraction and chunked prefill: the boundary P does not move."""
 
 from client import assert_chain_right, assert_report, generate, problem, together
 
@@ -8,6 +8,7 @@ LONG = {"sampling_params": {"ignore_eos": True}}
 def test_interrupted_requests_keep_their_budgets_and_their_answers(retracting_server):
     asked = [problem(18, inputs=index) for index in range(6)]
     choices = [("raas", 256), ("dense", None), ("raas", 64), ("window", 64), ("h2o", 32)]
+    choices.append(("raas-paper", 32))
     calls = [
         lambda one=one, choice=choice: generate(retracting_server, one.prompt, *choice, tokens=300)
         for one in asked[:3]

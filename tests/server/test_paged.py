@@ -2,7 +2,7 @@
 
 import pytest
 
-from client import assert_report, generate, problem, together, token_ids
+from client import EVICTING, assert_report, generate, problem, together, token_ids
 
 LONG = {"sampling_params": {"ignore_eos": True}}
 
@@ -21,7 +21,7 @@ def test_budgets_hold_at_odd_prompt_lengths(paged_server, length):
 
 def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
     asked = problem(6)
-    policies = ("raas", "window", "random", "dense")
+    policies = (*EVICTING, "dense")
     calls = [
         lambda policy=policy: generate(paged_server, asked.prompt, policy, 32, 60)
         for policy in policies

@@ -6,10 +6,10 @@ import math
 import pytest
 
 import stored
-from accuracy import comparison, engine_tables, offline_tables, plot, tables
+from accuracy import comparison, plot, tables
 from accuracy.ask import count_missing
 from accuracy.dataset import INSTRUCTION, DatasetTask, grade
-from accuracy.grid import Cell, Method, budget_tokens, make_cells, read_grid
+from accuracy.grid import budget_tokens, make_cells
 from accuracy.samples import WRONG, SampleFile, read_samples
 from accuracy.server import by_server
 from accuracy.significance import mcnemar, wilson
@@ -17,10 +17,9 @@ from accuracy.summary import cell_row, main, problems, read_rows
 from accuracy.task import make_task
 from local_server import REASONER
 from plots import data_of
+from table import NOTHING
 
 PLOTS = REASONER.parents[2] / "docs" / "plots"
-GRIDS = REASONER.parents[1] / "accuracy" / "grids"
-EXACT = "raas:eviction-page-size=16,score=exact,stamp-rule=decay"
 
 
 def block(**changes):
@@ -38,36 +37,20 @@ def test_a_grid_is_a_product_and_dense_has_no_budget():
     assert len(cells) == 6
 
 
-@pytest.mark.parametrize(
-    ("tokens", "page", "want"), [(1200, 16, 144), (1200, 64, 128), (1200, 1, 144), (602, 16, 64)]
-)
-def test_a_share_of_the_chain_is_whole_pages(tokens, page, want):
-    assert budget_tokens("1/8", make_task(f"milestone:{tokens}", 0), page) == want
+@pytest.mark.parametrize(("tokens", "want"), [(1200, 144), (602, 64), (150, 16)])
+def test_a_share_of_the_chain_is_a_budget(tokens, want):
+    assert budget_tokens("1/8", make_task(f"milestone:{tokens}", 0)) == want
 
 
-def test_servers_are_shared_by_equal_settings_in_any_order():
-    other = "raas:stamp-rule=decay,eviction-page-size=16,score=exact"
-    methods = ["raas", "window", other, "h2o:eviction-page-size=16,score=exact", EXACT]
-    cells = make_cells(block(methods=methods), 0)
-    groups = by_server(cells, "settings")
-    assert [[cell.method.policy for cell in group] for group in groups] == [
-        ["raas", "window"],
-        ["raas", "raas"],
-        ["h2o"],
-    ]
-    assert len(by_server(cells, "method")) == 4
-    assert Method.of("raas:eviction-page-size=4").page_size == 4
+def test_methods_are_dealt_to_the_servers():
+    cells = make_cells(block(methods=["raas", "window", "h2o"], budgets=[64, 128]), 0)
+    assert [len(group) for group in by_server(cells, 1)] == [6]
+    groups = by_server(cells, 2)
+    assert [{cell.method for cell in group} for group in groups] == [{"raas", "h2o"}, {"window"}]
+    assert len(by_server(cells, 9)) == 3
 
 
-@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.json")), ids=lambda path: path.stem)
-def test_the_grids_of_the_repository_can_be_read(path):
-    cells = read_grid(path, 0)
-    keys = {cell.key for cell in cells}
-    assert len(keys) == len(cells) > 50, "no cell is asked twice"
-    assert all((cell.budget or 64) % cell.method.page_size == 0 for cell in cells)
-
-
-@pytest.mark.parametrize("text", ["milestone", "gsm7k", "raas:1200"])
+@pytest.mark.parametrize("text", ["milestone", "gsm7k", "raas:1200", "gsm8k*x"])
 def test_an_unknown_task_is_refused(text):
     with pytest.raises(ValueError, match="task must be"):
         make_task(text, 0)
@@ -78,9 +61,9 @@ def test_the_chain_counts_and_not_the_answer_alone():
     chain = task.problem(0).chain
     words = chain.split()
     words[7] = "+" if words[7] == "-" else "-"
-    assert task.verdict(0, chain) == (True, True, True, None)
-    assert task.verdict(0, " ".join(words)) == (False, True, True, 0)
-    assert task.verdict(0, " ".join(words[:26])) == (False, False, False, 0)
+    assert task.verdict(0, chain)[:4] == (True, True, True, None)
+    assert task.verdict(0, " ".join(words))[:4] == (False, True, True, 0)
+    assert task.verdict(0, " ".join(words[:26]))[:4] == (False, False, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +89,28 @@ def test_a_data_set_is_read_whatever_its_fields_are_called(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     task = make_task(f"gsm8k:{path}", 0)
     assert isinstance(task, DatasetTask)
-    assert task.answers == ["72", "204", "5"]
+    assert task.answers == [["72"], ["204"], ["5"]]
     assert task.prompt(0) == task.prompt(3) == f"How many?\n{INSTRUCTION}"
     assert task.prompt(2) == "solve"
     assert task.verdict(3, "\\boxed{72}").right
     with pytest.raises(ValueError, match="not known beforehand"):
-        budget_tokens("1/8", task, 16)
+        budget_tokens("1/8", task)
+
+
+def test_several_questions_in_one_message_are_graded_one_by_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    rows = [{"question": f"Question {i}?", "answer": str(i)} for i in range(5)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = make_task(f"gsm8k*2:{path}", 0, {"temperature": 0})
+    assert (task.name, task.sampling, len(task.prompts)) == ("gsm8k*2", {"temperature": 0}, 2)
+    assert task.prompt(1).endswith("Problem 1: Question 2?\n\nProblem 2: Question 3?")
+    verdicts = [task.verdict(1, text) for text in ("\\boxed{2} \\boxed{9}", "\\boxed{2}", "2, 3")]
+    assert [verdict.rights for verdict in verdicts] == [(True, False), (True, False), (False,) * 2]
+    assert [verdict.answered for verdict in verdicts] == [True, False, False]
+    found = {i: sample(i) | {"rights": list(v.rights)} for i, v in enumerate(verdicts)}
+    row = cell_row(("gsm8k*2", "raas", 64), found)
+    assert (row["n"], row["right"]) == (6, 2)
+    assert problems(row, "solved") == {0, 2}
 
 
 def test_a_row_without_an_answer_is_refused(tmp_path):
@@ -174,7 +173,7 @@ def test_mcnemar_looks_at_what_only_one_has_solved():
 
 
 def write_samples(path):
-    file = SampleFile(path, "none", {"commit": "c1"})
+    file = SampleFile(path, "none", {"commit": "c1", "model": "reasoner"})
     for index in range(40):
         file.write(sample(index, method="dense", budget=None))
         for method, budget, right in (
@@ -224,104 +223,40 @@ def test_how_a_chain_ends_is_not_known_where_it_was_not_asked_to_its_end():
 
 def test_tables_mark_what_differs_from_dense(rows):
     text = comparison.over_budget(rows)
-    assert "| `raas` | 50.0* (35 to 65) | 97.5 (87 to 100) |" in text
-    assert "| `dense` |  | 100.0 (91 to 100) |" in text
+    assert "| `raas` | 50.0*↑ | 97.5 |" in text
+    assert "| `dense` |  | 100.0 |" in text
+    assert "n = 40; 147 tokens a dense answer." in text
 
 
-def cell(task, method, budget, right, gpu="NVIDIA H200"):
-    found = {index: sample(index, index < right) for index in range(40)}
-    return {**cell_row((task, method, budget), found), "run": {"gpu": gpu}}
+def cell(method, budget, right):
+    found = {index: sample(index, index < right, task="gsm8k") for index in range(40)}
+    return {**cell_row(("gsm8k", method, budget), found), "run": {"model": "m"}}
 
 
-PAGES_OF_4 = "raas:eviction-page-size=4"
-
-
-@pytest.fixture
-def engine(tmp_path, monkeypatch):
-    """Rows of an engine at 1,200 tokens, and of a CPU, which the engine's tables leave out."""
+def test_an_arrow_marks_what_differs_from_the_best_control(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
     chosen = [
-        *(cell("milestone:1200", "dense", None, 40), cell("silent:1200", "dense", None, 40)),
-        *(cell("silent:1200", "raas", 288, 1), cell("milestone:1200", "raas", 144, 30)),
-        *(cell("milestone:1200", "raas", 288, 20), cell("milestone:1200", "window", 144, 2)),
-        *(cell("milestone:1200", "window", 288, 21), cell("milestone:1200", "random", 288, 0)),
-        *(cell("silent:1200", "h2o:score=exact", 288, 12), cell("silent:1200", EXACT, 512, 40)),
-        cell("milestone:1200", PAGES_OF_4 + ",score=exact,stamp-rule=alpha", 288, 39),
-        cell("milestone:1200", PAGES_OF_4, 288, 40, gpu=None),
+        *(cell("dense", None, 40), cell("raas", 64, 30), cell("raas", 128, 20)),
+        *(cell("window", 64, 2), cell("h2o", 64, 10), cell("raas-paper", 128, 39)),
     ]
-    (tmp_path / "accuracy.jsonl").write_text(as_lines(chosen))
-
-
-def as_lines(rows):
-    """Rows as they are stored, each after its run."""
-    lines = (json.dumps(line) for row in rows for line in ({"run": row.pop("run")}, row))
-    return "\n".join(lines)
-
-
-def test_shares_of_the_chain_are_compared_with_the_best_control(engine):
-    text = engine_tables.at_shares()
-    assert "| 1,200 tokens, L = 144 / 288 | milestone | silent |" in text
-    assert "| `dense` | 100 | 100 |" in text
-    assert "| `raas` | 75↑ / 50 | – / 2.5↓ |" in text
-    assert "| `window` | 5 / 52.5 |  |" in text
-    assert PAGES_OF_4 not in text, "neither a CPU's rows nor the variants"
-
-
-def test_the_overview_puts_raas_beside_the_paper_and_the_best_control(engine):
-    text = engine_tables.overview()
-    assert "| 1,200, 1/8: L = 144 | 75↑ / – / 5 | – | – | – | – |" in text
-    assert "| 1,200, 1/4: L = 288 | 50 / – / 52.5 | – | 2.5↓ / – / 30 | – | – |" in text
-
-
-def test_fresh_problems_stand_apart(engine, tmp_path):
-    assert engine_tables.on_fresh_problems() == engine_tables.NOTHING
-    rows = (cell("silent:1200", "raas", 288, 30), cell("silent:1200", "window", 288, 3))
-    (tmp_path / "accuracy_fresh.jsonl").write_text(as_lines(rows))
-    text = engine_tables.on_fresh_problems()
-    assert "| 1,200, 1/4: L = 288 | – | – | 75↑ / 7.5 | – | – |" in text
-
-
-def test_variants_stand_beside_the_rules_and_the_controls(engine):
-    text = engine_tables.variants()
-    assert "| 1,200 tokens, L = 144 / 288 / 512 | milestone |" in text
-    assert f"| `{PAGES_OF_4},score=exact,stamp-rule=alpha` | – / 97.5↑ / – |" in text
-    assert "silent" not in text, "no variant was asked it"
-
-
-def test_where_a_rule_is_told_below_its_controls_is_said(engine):
-    text = engine_tables.told_below()
-    assert "| `raas` | 1 / 1 / 3 |  |  | 1,200: 288 |  |  |" in text
-    assert EXACT not in text, "it has no control"
-
-
-def test_endings_say_lengths_and_what_has_no_answer(engine):
-    assert "| `raas` | 147 (0) | 147 (0) |" in engine_tables.endings()
-
-
-def test_looks_of_a_cpu_are_compared_with_its_own_controls():
-    text = offline_tables.by_regime(
-        [
-            cell(f"{regime}:150", f"offline:rule={method}", 64, right, gpu=None)
-            for regime, method, right in (
-                *(("milestone", "decay", 30), ("uniform", "decay", 2)),
-                *(("milestone", "window", 20), ("uniform", "window", 1)),
-                *(("milestone", "random", 1), ("uniform", "random", 12)),
-            )
-        ]
+    (tmp_path / "accuracy.jsonl").write_text(
+        "\n".join(json.dumps(x) for row in chosen for x in ({"run": row.pop("run")}, row))
     )
-    assert "| 150 tokens, L = 64 | milestone | uniform |" in text
-    assert "| `offline:rule=decay` | 75↑ (60 to 86) | 5↓ (1 to 16) |" in text
-    assert "| `offline:rule=random` | 2 (0 to 13) | 30 (18 to 45) |" in text
+    text = tables.real()
+    assert "| m, gsm8k: right, %, budget | 64 | 128 |" in text
+    assert "| `raas` | 75.0*↑ | 50.0*↓ |" in text
+    assert "| `h2o` | 25.0* |  |" in text
+    assert tables.reasoner() == NOTHING
 
 
 def test_without_rows_a_table_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "RESULTS", tmp_path)
-    assert {make() for make in tables.TABLES.values()} == {tables.NOTHING}
+    assert {make() for make in tables.TABLES.values()} == {NOTHING}
 
 
 def test_the_pictures_of_the_documents_show_the_stored_rows():
     drawn = {path.stem for path in PLOTS.glob("accuracy-*.svg")}
-    wanted = plot.pictures(engine_tables.engine_rows())
+    wanted = plot.pictures(comparison.stored_rows())
     assert drawn == set(wanted)
     for name, rows in wanted.items():
         assert data_of(PLOTS / f"{name}.svg") == plot.data(rows)
@@ -333,9 +268,3 @@ def test_equal_rows_draw_equal_pictures(rows, tmp_path):
     pictures = [(tmp_path / name / "accuracy-150.svg").read_text() for name in ("first", "second")]
     assert pictures[0] == pictures[1]
     assert "milestone:150" in pictures[0]
-
-
-def test_a_method_is_a_policy_and_settings():
-    with pytest.raises(ValueError, match="POLICY:NAME=VALUE"):
-        _ = Method.of("raas:exact").settings
-    assert Cell(make_task("uniform:150", 0), Method.of(EXACT), 64, 1).method.policy == "raas"

@@ -1,51 +1,61 @@
-"""The budget of an interrupted request, laid out again, against a window kept from the start."""
+"""The budget of a retracted request, laid out again, against a window kept from the start."""
 
 import pytest
 import torch
 
-from raas_kernels import EvictionBuffers
-from raas_sglang.restore import budget_layout, restore_state
+from raas_kernels import EvictionBuffers, Policy
+from raas_kernels.layout import LONG_PERIOD
+from raas_sglang.restore import budget_layout, next_victims, restore_state
 
-PAGE = 16
+EVICTING = [policy for policy in Policy if policy is not Policy.DENSE]
 
 
 @pytest.mark.parametrize("budget", [16, 64])
 @pytest.mark.parametrize("generated", [1, 15, 16, 17, 63, 64, 65, 100, 128, 1000])
 def test_layout_is_what_the_window_policy_would_have_left(generated, budget):
-    places, births = {}, {}
-    for token in range(generated):
-        place = token % budget
-        if place % PAGE == 0:
-            births[place // PAGE] = token
-        places[place] = token
-    layout = budget_layout(generated, budget, PAGE)
-    assert layout.tokens.tolist() == [places[place] for place in range(len(places))]
-    assert layout.births.tolist() == [births[page] for page in range(len(births))]
-    assert layout.current == (generated - 1) % budget // PAGE
-    newest = [max(t for p, t in places.items() if p // PAGE == page) for page in births]
-    assert layout.lasts.tolist() == newest
+    places = {token % budget: token for token in range(generated)}
+    tokens = budget_layout(generated, budget)
+    assert tokens.tolist() == [places[place] for place in range(len(places))]
 
 
-def test_pages_of_a_request_are_stamped_by_their_last_tokens_and_others_stay():
+@pytest.mark.parametrize("budget", [16, 48, 512])
+@pytest.mark.parametrize("policy", EVICTING)
+def test_the_next_victims_are_the_oldest_tokens(policy, budget):
+    for generated in range(budget, 3 * budget):
+        tokens = dict(enumerate(budget_layout(generated, budget).tolist()))
+        victims = next_victims(policy, generated, budget)
+        assert len(victims) == LONG_PERIOD
+        period = max(1, policy.period(budget))
+        for step in range(generated, -(-(generated + 1) // period) * period):
+            if policy is Policy.RAAS_PAPER:
+                place = victims[0] * 16 + step % 16
+            else:
+                place = victims[step % period]
+            assert tokens[place] == step - budget, (generated, step)
+            tokens[place] = step
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_the_state_of_a_request_is_written_and_others_stay(policy):
     generated, budget, layers, heads = 100, 64, 2, 3
-    layout = budget_layout(generated, budget, PAGE)
-    shape = (layers, 3, heads, budget // PAGE)
+    tokens = budget_layout(generated, budget)
+    shape, queries = (layers, 3, heads, budget + 16), (layers, 3, heads, 8)
     buffers = EvictionBuffers(
-        *(torch.full(shape, -7, dtype=torch.int32) for _ in range(2)),
-        torch.ones(shape),
-        torch.full(shape[:3], -7, dtype=torch.int32),
-        torch.zeros(layers, 3, 0, heads, 8),
+        torch.full(shape, -7, dtype=torch.int32),
+        torch.full(shape, -7.0),
+        torch.full(shape, -7.0),
+        torch.full((*shape[:3], LONG_PERIOD), -7, dtype=torch.int32),
+        torch.full(queries, -7.0),
+        torch.full(queries, -7.0),
     )
-    restore_state(buffers, 1, layout)
-    for layer in range(layers):
-        for head in range(heads):
-            at = (layer, 1, head)
-            assert buffers.stamps[at].tolist() == layout.lasts.tolist()
-            assert buffers.births[at].tolist() == layout.births.tolist()
-            assert not buffers.mass[at].any()
-            assert buffers.current[at] == layout.current
-    for slot in (0, 2):
-        assert buffers.births[:, slot].eq(-7).all()
-        assert buffers.stamps[:, slot].eq(-7).all()
-        assert buffers.current[:, slot].eq(-7).all()
-        assert buffers.mass[:, slot].eq(1).all()
+    norms = torch.rand(layers, heads, budget)
+    victims = next_victims(policy, generated, budget)
+    restore_state(buffers, 1, policy, tokens, norms, victims)
+    kept = (slice(None), 1, slice(None), slice(budget))
+    stamps = tokens.float() if policy is Policy.RAAS_PAPER else torch.zeros(budget)
+    assert buffers.births[kept].equal(tokens.int().expand(layers, heads, budget))
+    assert buffers.weights[kept].equal(stamps.expand(layers, heads, budget))
+    assert buffers.value_norms[kept].equal(norms)
+    assert buffers.victims[:, 1].equal(torch.tensor(victims).int().expand(layers, heads, -1))
+    for tensor in buffers[:4]:
+        assert tensor[:, [0, 2]].eq(-7).all()

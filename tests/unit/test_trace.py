@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from page_tables import CONFIG, HEADS, LAYERS, Kept, buffers, request
 from raas_kernels import EvictionBuffers, Policy
 from raas_patches.tp_worker import endpoint_of_rank
 from raas_sglang.config import RaasConfig
-from raas_sglang.trace import listen, page_table, reused
+from raas_sglang.trace import listen, reused, token_table
 from raas_sglang.trace.publisher import TracePublisher
-from raas_sglang.trace.sampler import PageSampler
+from raas_sglang.trace.sampler import TokenSampler
 from raas_sglang.trace.subscriber import Received, lines
+from token_tables import CONFIG, HEADS, LAYERS, Kept, buffers, request
 
 
 @pytest.fixture
@@ -23,43 +23,41 @@ def kept():
     return Kept()
 
 
-def test_a_sample_holds_the_born_pages_of_evicting_rows_of_that_step(kept):
+def test_a_sample_holds_the_tokens_of_evicting_rows_of_that_step(kept):
     state = buffers()
-    sampler = PageSampler(state, CONFIG, kept, attn_dp_rank=1, tp_rank=2)
+    sampler = TokenSampler(state, CONFIG, kept, attn_dp_rank=1, tp_rank=2)
     rows = [("a", request(33)), ("dense", request(90, Policy.DENSE)), ("b", request(80))]
     sampler.sample(torch.tensor([4, 1, 2]), rows)
     before = EvictionBuffers(*(tensor.clone() for tensor in state))
-    for tensor in state[:4]:
+    for tensor in state[:2]:
         tensor.zero_()  # the next step
     rows[0][1].logical_len += 7
     sequence, batch = kept.arrive()
-    assert (sequence, batch.attn_dp_rank, batch.tp_rank, batch.page_size) == (0, 1, 2, 16)
+    assert (sequence, batch.attn_dp_rank, batch.tp_rank) == (0, 1, 2)
     assert [event.rid for event in batch.events] == ["a", "b"]
-    for event, slot, pages in zip(batch.events, (4, 2), (3, 4), strict=True):
-        table = page_table(event)
-        assert event.shape == (LAYERS, HEADS, pages)
-        np.testing.assert_array_equal(table.stamps, before.stamps[:, slot, :, :pages])
-        np.testing.assert_array_equal(table.births, before.births[:, slot, :, :pages])
-        np.testing.assert_array_equal(table.mass, before.mass[:, slot, :, :pages])
-        np.testing.assert_array_equal(table.current, before.current[:, slot])
+    for event, slot, tokens in zip(batch.events, (4, 2), (33, 64), strict=True):
+        table = token_table(event)
+        assert event.shape == (LAYERS, HEADS, tokens)
+        np.testing.assert_array_equal(table.births, before.births[:, slot, :, :tokens])
+        np.testing.assert_array_equal(table.weights, before.weights[:, slot, :, :tokens])
     first = batch.events[0]
     assert (first.step, first.logical_len, first.resident_len) == (32, 43, 43)
     assert (first.policy, first.budget, first.prompt_len) == ("raas", 64, 10)
 
 
 def test_only_every_interval_th_step_is_due(kept):
-    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     assert [sampler.is_due() for _ in range(7)] == [True, False, False, True, False, False, True]
 
 
 def test_a_batch_without_evicting_rows_is_not_sampled(kept):
-    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     sampler.sample(torch.tensor([1]), [("dense", request(90, Policy.DENSE))])
     assert kept.samples == []
 
 
 def test_a_sample_that_finds_no_buffer_leaves_a_gap(kept):
-    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     for _ in range(3):
         sampler.sample(torch.tensor([1]), [("a", request(33))])
     assert [kept.arrive()[0], kept.arrive()[0]] == [0, 1]
@@ -78,7 +76,7 @@ def test_what_is_published_arrives_and_reads_as_lines(kept):
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     publisher = TracePublisher(endpoint)
     state = buffers()
-    sampler = PageSampler(state, CONFIG, kept, 0, 0)
+    sampler = TokenSampler(state, CONFIG, kept, 0, 0)
     arrived = []
 
     def subscribe():
@@ -96,42 +94,37 @@ def test_what_is_published_arrives_and_reads_as_lines(kept):
         publisher.publish(*kept.samples.pop())
         sent += 1
         thread.join(0.02)
-    state.births[:, 1, :, 0] += 64
+    state.births[:, 1, :, :16] += 64
     sampler.sample(torch.tensor([1, 1]), [("last", request(5)), ("a", request(63 + sent))])
     publisher.publish(*kept.samples.pop())
     thread.join()
     publisher.close()
     assert arrived[-1].sequence == sent
-    first, last = (page_table(m.batch.events[-1]) for m in (arrived[0], arrived[-1]))
-    np.testing.assert_array_equal(reused(first, last)[0, 0], [True, False, False, False])
+    first, last = (token_table(m.batch.events[-1]) for m in (arrived[0], arrived[-1]))
+    np.testing.assert_array_equal(reused(first, last)[0, 0], np.arange(63) < 16)
     printed = list(lines(arrived))
     assert printed[0].split()[1:5] == ["dp0", "tp0", "a", "raas"]
-    assert "reused - " in printed[0]
-    assert "reused 25% " in printed[-1]
-    assert f"resident 74 of {73 + sent} pages 4" in printed[-1]
+    assert "given up - " in printed[0]
+    assert "given up 25% " in printed[-1]
+    assert f"resident 74 of {73 + sent} " in printed[-1]
 
 
-def test_a_line_says_what_the_rule_goes_by(kept):
+def test_a_line_says_how_old_the_tokens_are(kept):
     state = buffers()
-    state.stamps[:], state.births[:] = 20, 0
-    state.stamps[..., 0] = 32
-    state.mass[:] = torch.tensor([1.0, 7.0, 2.0, 3.0])
-    sampler = PageSampler(state, CONFIG, kept, 0, 0)
-    for mass in (state.mass.clone(), torch.zeros_like(state.mass)):
-        state.mass.copy_(mass)
-        sampler.sample(torch.tensor([1]), [("a", request(33))])
-    by_mass, by_stamps = lines(Received(*kept.arrive()) for _ in range(2))
-    assert by_mass.endswith("reused - half of the mass in 33%"), "the second of three pages"
-    assert by_stamps.endswith("reused 0% stamped 33% oldest 12 steps")
+    state.births[..., :33] = torch.arange(33)
+    sampler = TokenSampler(state, CONFIG, kept, 0, 0)
+    sampler.sample(torch.tensor([1]), [("a", request(33))])
+    (line,) = lines([Received(*kept.arrive())])
+    assert line.endswith("given up - oldest 32 median age 16")
 
 
 def test_lines_of_two_ranks_are_not_compared_with_each_other(kept):
-    sampler = PageSampler(buffers(), CONFIG, kept, 0, 0)
+    sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     sampler.sample(torch.tensor([1]), [("a", request(33))])
     _, batch = kept.arrive()
     other = msgspec.structs.replace(batch, tp_rank=1)
     printed = lines([Received(0, batch), Received(0, other), Received(1, batch)])
-    assert ["reused - " in line for line in printed] == [True, True, False]
+    assert ["given up - " in line for line in printed] == [True, True, False]
 
 
 def test_an_endpoint_in_use_is_refused_by_name():

@@ -1,4 +1,4 @@
-"""Made-up page tables, and a publisher that keeps what it is given."""
+"""Made-up token tables, and a publisher that keeps what it is given."""
 
 import msgspec
 import torch
@@ -8,11 +8,10 @@ from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestOptions, RequestState
 from raas_sglang.trace import TraceBatch
 
-LAYERS, SLOTS, HEADS, PAGES = 3, 5, 2, 4
+LAYERS, SLOTS, HEADS, TOKENS = 3, 5, 2, 64
 CONFIG = RaasConfig(
     kv_policy="raas",
     kv_budget=64,
-    kv_eviction_page_size=16,
     kv_trace_endpoint="tcp://127.0.0.1:1",
     kv_trace_interval=3,
 )
@@ -34,12 +33,9 @@ class Kept:
 
 
 def buffers():
-    def table(*size):
-        return torch.randint(0, 1000, (LAYERS, SLOTS, HEADS, *size), dtype=torch.int32)
-
-    queries = torch.empty(LAYERS, SLOTS, 0, HEADS, 8)
-    mass = torch.rand(LAYERS, SLOTS, HEADS, PAGES)
-    return EvictionBuffers(table(PAGES), table(PAGES), mass, table(), queries)
+    shape, unused = (LAYERS, SLOTS, HEADS, TOKENS), torch.empty(0)
+    births = torch.randint(0, 1000, shape, dtype=torch.int32)
+    return EvictionBuffers(births, torch.rand(shape), *[unused] * 4)
 
 
 def request(generated, policy=Policy.RAAS):
