@@ -68,7 +68,7 @@ def raas_victims(
         norms = tl.load(value_norms_ptr + places, mask=present, other=1.0)
         born = tl.load(births_ptr + places, mask=present, other=0)
         age = (step + 1 - born).to(tl.float32) / budget
-        importance = share + tl.log(tl.maximum(norms, 1e-30)) - _AGEING * tl.log(1.0 + age)
+        importance = share + tl.log(tl.maximum(norms, 1e-30)) - _AGEING * age
         tl.store(scores_ptr + places, importance, mask=present)
         tl.store(weights_ptr + places, importance, mask=present)
     tl.debug_barrier()  # other threads wrote the scores

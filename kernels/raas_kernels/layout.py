@@ -25,7 +25,7 @@ QUERY_MEMORY = 64
 # Weight of the queries' variance beside their mean. 1 would be a Gaussian; what is looked up rarely
 # is looked up by queries far from the mean.
 SPREAD = 8.0
-# Power of a token's age, in budgets, by which `raas` expects it to be used less.
+# What a token's importance, a logarithm, loses while as many tokens as the budget holds follow it.
 AGEING = 1.0
 
 

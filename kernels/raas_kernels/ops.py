@@ -92,12 +92,12 @@ class Ops(Protocol):
         tokens, with the mean m and the variance v of a query head's recent queries, the softmax
         scale s and the spread c; with c = 1 it is what Gaussian queries give on average (the
         moment-generating function of q·k). The sum of the shares of the KV head's queries, times
-        the value's norm, over a power of the token's age is its importance; the least important
-        tokens outside the newest quarter of the budget are given up. raas-paper stamps the best
-        half of the pages with the step, a page by the largest logit of its tokens, and gives up the
-        page with the oldest timestamp. h2o adds up attention probability, the mean over the KV
-        head's queries, and gives up the token with the least of it outside the
-        newest half.
+        the value's norm, fading by a factor of e with each L tokens of age, is its importance; the
+        least important tokens outside the newest quarter of the budget are given up. raas-paper
+        stamps the best half of the pages with the step, a page by the largest logit of its tokens,
+        and gives up the page with the oldest timestamp. h2o adds up attention probability, the mean
+        over the KV head's queries, and gives up the token with the least of it outside the newest
+        half.
 
         Args:
             scratch: Working memory of the kernels.

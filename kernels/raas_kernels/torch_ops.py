@@ -158,7 +158,7 @@ def _raas_victims(
     curvature = 0.5 * SPREAD * options.scaling**2
     logits = logits + variance @ key.square().transpose(1, 2) * curvature
     age = (row.step + 1 - heads.births).float() / row.budget
-    importance = logits.log_softmax(2).logsumexp(1) - AGEING * age.log1p()
+    importance = logits.log_softmax(2).logsumexp(1) - AGEING * age
     importance = importance + heads.value_norms.clamp(min=1e-30).log()
     heads.weights.copy_(importance)
     importance = importance.nan_to_num(-math.inf).masked_fill(

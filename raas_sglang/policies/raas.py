@@ -54,7 +54,7 @@ class NaiveRaas(NaiveHead):
         return {
             place: share
             + math.log(math.sqrt(dot(token.value, token.value)))
-            - _AGEING * math.log(1 + (step + 1 - token.birth) / self.budget)
+            - _AGEING * (step + 1 - token.birth) / self.budget
             for (place, share), token in zip(shares.items(), self.tokens.values(), strict=True)
         }
 

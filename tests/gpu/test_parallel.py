@@ -17,7 +17,7 @@ from client import (
     together,
 )
 from cpu_run import TIE, departures, load_runs
-from raas_sglang.trace import Received, listen, page_table
+from raas_sglang.trace import Received, listen, token_table
 
 pytestmark = pytest.mark.gpu2
 
@@ -154,7 +154,7 @@ def test_heads_give_up_the_pages_of_one_device(tp_server, traced_server, policy)
         (answer,), events = traced(server, [call])
         births.append(
             {
-                step: np.concatenate([page_table(ranks[r]).births for r in sorted(ranks)], axis=1)
+                step: np.concatenate([token_table(ranks[r]).births for r in sorted(ranks)], axis=1)
                 for (rid, step), ranks in events.items()
                 if rid == answer["meta_info"]["id"] and len(ranks) == len(endpoints(server))
             }

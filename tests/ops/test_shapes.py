@@ -68,7 +68,10 @@ class Rows:
         rows = len(self.slots)
         shape = (self.layers, rows + 1, self.heads, self.tokens)
         query = (self.heads * self.group, self.dim)
-        births = torch.rand(shape, generator=self.generator).argsort(-1).int()
+        ages = torch.rand(shape, generator=self.generator).argsort(-1).int()
+        steps = torch.zeros(rows + 1, dtype=torch.int32)
+        steps[self.slots] = self.step.int()
+        births = steps[:, None, None] - 1 - ages
         victims = torch.zeros((*shape[:3], LONG_PERIOD), dtype=torch.int32)
         tables = (self.slots, self.policies, self.budgets)
         for slot, policy, budget in zip(*(table.tolist() for table in tables), strict=True):
