@@ -7,7 +7,6 @@ A table stands between `<!-- report: NAME -->` and `<!-- end of report -->`, in 
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -24,7 +23,6 @@ DOCUMENTS = (
     "docs/performance.md",
 )
 PLOTS_FOLDER = "docs/plots"
-FRONT_PAGE_PLOT = "headline"  # README shows it by itself
 _MARKED = re.compile(r"(<!-- report: (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
 
@@ -69,22 +67,13 @@ def filled(text: str, name: str) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
-        if match[2] not in TABLES and match[2] != "plots":
-            raise ValueError(f"{name} must name one of {sorted(TABLES)} or plots, got {match[2]}")
-        content = images(name) if match[2] == "plots" else TABLES[match[2]]()
-        return f"{match[1]}{content}\n{match[3]}"
+        if match[2] not in TABLES:
+            raise ValueError(f"{name} must name one of {sorted(TABLES)}, got {match[2]}")
+        return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
 
     if text.count("<!-- report: ") != len(_MARKED.findall(text)):
         raise ValueError(f"{name} must close every table with <!-- end of report -->")
     return _MARKED.sub(table, text)
-
-
-def images(document: str) -> str:
-    """Links from a document to the drawings that there is something to draw for."""
-    folder = os.path.relpath(PLOTS_FOLDER, Path(document).parent)
-    drawn = {name: plot() for name, plot in PLOTS.items() if name != FRONT_PAGE_PLOT}
-    links = [f"![{plot.title}]({folder}/{name}.svg)" for name, plot in drawn.items() if plot.lines]
-    return "\n\n".join(links) or "Nothing to draw yet."
 
 
 def plot_path(name: str) -> str:

@@ -125,7 +125,6 @@ def test_the_front_page_shows_one_budget_against_the_better_queue_and_names_the_
     assert "3,500" not in text
     assert "**dummy weights**" in text
     assert [line.points for line in plots.headline().lines] == [[(8192, 1250)], [(8192, 2500)]]
-    assert "headline" not in report.images("docs/performance.md")
 
 
 def test_a_window_that_was_cut_says_so(results):
