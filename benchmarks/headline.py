@@ -28,7 +28,7 @@ def headline() -> str:
         for gpu, arm in distinct((gpu_name(row), _arm(row)) for row in rows)
     ]
     head = ["tokens/s at outputs of", *(f"{output:,}" for output in outputs)]
-    return f"{markdown(head, lines)}\n\n{conditions(rows)}."
+    return f"{markdown(head, lines)}\n\n{', '.join(conditions(rows))}."
 
 
 def headline_rows() -> list[Row]:
@@ -42,8 +42,8 @@ def headline_rows() -> list[Row]:
     return [best[key] for key in sorted(best)]
 
 
-def conditions(rows: list[Row]) -> str:
-    """Model, weights, prompt, version and repeats of rows."""
+def conditions(rows: list[Row]) -> list[str]:
+    """Model, weights, prompt, version and repeats of rows, in this order."""
     values = (
         [f"{shape_name(SHAPE)} shapes"],
         ["**dummy weights**" if "dummy" in flags_of(row) else "real weights" for row in rows],
@@ -51,7 +51,7 @@ def conditions(rows: list[Row]) -> str:
         [f"SGLang {row['versions']['sglang']}" for row in rows],
         ["1 repeat" if row["repeats"] == 1 else f"{row['repeats']} repeats" for row in rows],
     )
-    return ", ".join(" or ".join(distinct(each)) for each in values)
+    return [" or ".join(distinct(each)) for each in values]
 
 
 def gpu_name(row: Row) -> str:

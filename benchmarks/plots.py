@@ -89,7 +89,9 @@ def headline() -> Plot:
         lambda row: row["value"],
         lambda row: f"{_HEADLINE_NAMES[row['config']['arm']]}, {gpu_name(row)}",
     )
-    title = f"Generated tokens per second\n{conditions(rows).replace('**', '')}"
+    model, weights, *others = conditions(rows)
+    weights = weights.replace("**", "")
+    title = f"Tokens per second: {model}, {weights}\n{', '.join(others)}"
     return Plot(title, "output, tokens", "tokens/s", lines)
 
 
