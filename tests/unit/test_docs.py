@@ -11,10 +11,11 @@ import pytest
 import yaml
 from sglang.srt.server_args import ServerArgs
 
+from raas_patches.support import REFUSALS
 from raas_sglang import SUPPORTED_SGLANG, __version__
-from raas_sglang.config import add_flags
+from raas_sglang.config import POLICY_NAMES, RaasConfig, add_flags
 from raas_sglang.metrics import METRIC_NAMES
-from raas_sglang.request import REPORT_FIELDS
+from raas_sglang.request import REPORT_FIELDS, parse_options
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -96,6 +97,20 @@ def test_every_flag_exists(page, flags):
     assert named <= flags, named - flags
 
 
+def test_every_flag_of_ours_and_every_refusal_is_described():
+    page = text_of("docs/serving.md")
+    ours = {"--" + name.replace("_", "-") for name in RaasConfig.__dataclass_fields__}
+    missing = [name for name in ours | {r.flag for r in REFUSALS} if f"`{name}`" not in page]
+    assert not missing
+
+
+def test_every_policy_is_described_and_no_other():
+    for page in ("README.md", "docs/policies.md"):
+        (table,) = re.findall(r"^\| `kv_policy` \|.*?(?=\n\n)", text_of(page), re.M | re.S)
+        first = "".join(line.split("|")[1] for line in table.splitlines()[2:])
+        assert sorted(re.findall(r"`([\w-]+)`", first)) == sorted(POLICY_NAMES), page
+
+
 def test_every_metric_is_described_and_no_other():
     named = re.findall(r"sglang:kv_\w+", text_of("docs/observability.md"))
     assert set(named) == set(METRIC_NAMES)
@@ -104,6 +119,15 @@ def test_every_metric_is_described_and_no_other():
 def test_the_report_is_shown_with_its_fields():
     (report,) = [json.loads(code) for code in blocks("README.md", "json")]
     assert tuple(report) == REPORT_FIELDS
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_every_choice_that_is_shown_is_accepted(page):
+    config = RaasConfig(kv_policy="raas", kv_budget=1024)
+    shown = re.findall(r'"custom_params": (\{[^{}]*\})', text_of(page))
+    assert shown
+    for choice in shown:
+        assert parse_options(json.loads(choice), config, 32768, 16000) is not None, choice
 
 
 def test_every_make_target_exists():
