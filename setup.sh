@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned SGLang and this package. Needs Python 3.10 to 3.12, git and a C
-# compiler; gets uv by itself where it is not installed.
+# Makes .venv with this package and the SGLang of its extra. Needs Python 3.10 to 3.12, git and a C
+# compiler; gets uv by itself where it is not installed. PYTHON=python3.10 chooses an interpreter.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -14,7 +14,7 @@ command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/
   fail "a C compiler must be installed, found neither cc, gcc nor clang; install gcc (Triton compiles with it)"
 
 python=""
-for candidate in python3.12 python3.11 python3.10 python3 python; do
+for candidate in ${PYTHON:-} python3.12 python3.11 python3.10 python3 python; do
   if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
     python=$(command -v "$candidate")
     break
@@ -35,6 +35,6 @@ echo "setup: installing SGLang and raas-sglang into .venv (about 9 GB, once)"
 if ! .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
   "$uv" venv --quiet --clear --python "$python" .venv
 fi
-"$uv" pip install --quiet --python .venv/bin/python --editable . --group dev
+"$uv" pip install --quiet --python .venv/bin/python --editable ".[sglang]" --group dev
 .venv/bin/python -m raas_sglang check >/dev/null || fail "the installed SGLang is not the one that was tested; run .venv/bin/python -m raas_sglang check"
 touch .venv/.ready

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from headline import conditions, gpu_name, headline_rows
 from stored import Row, distinct, gpus
 from tables import logical_length, mebibytes_of_request, over_length
 from throughput_tables import in_steady_state
@@ -19,6 +20,7 @@ COLOURS = {
 }
 
 MARKS = "os^Dvx"
+_HEADLINE_NAMES = {"default": "default runtime", "raas": "raas"}
 
 
 class Line(NamedTuple):
@@ -76,7 +78,23 @@ def throughput() -> Plot:
     return Plot(_title("Throughput with a full queue", rows), "output, tokens", "tokens/s", lines)
 
 
+def headline() -> Plot:
+    """The front page's picture: throughput over the output length, two arms."""
+    rows = headline_rows()
+    lines = _lines(
+        rows,
+        lambda row: row["config"]["output"],
+        lambda row: row["value"],
+        lambda row: f"{_HEADLINE_NAMES[row['config']['arm']]}, {gpu_name(row)}",
+    )
+    model, weights, *others = conditions(rows)
+    weights = weights.replace("**", "")
+    title = f"Tokens per second: {model}, {weights}\n{', '.join(others)}"
+    return Plot(title, "output, tokens", "tokens/s", lines)
+
+
 PLOTS: dict[str, Callable[[], Plot]] = {
+    "headline": headline,
     "latency": latency,
     "memory": memory,
     "throughput": throughput,
@@ -119,11 +137,16 @@ def draw(plot: Plot, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _lines(rows: Iterable[Row], x: Callable[[Row], float], y: Callable[[Row], float]) -> list[Line]:
-    rows = list(rows)
+def _lines(
+    rows: Iterable[Row],
+    x: Callable[[Row], float],
+    y: Callable[[Row], float],
+    name_of: Callable[[Row], str] | None = None,
+) -> list[Line]:
+    rows, name_of = list(rows), name_of or _name
     lines = []
-    for name in distinct(_name(row) for row in rows):
-        chosen = [row for row in rows if _name(row) == name]
+    for name in distinct(name_of(row) for row in rows):
+        chosen = [row for row in rows if name_of(row) == name]
         points = sorted((float(x(row)), float(f"{y(row):.4g}")) for row in chosen)
         lines.append(Line(name, chosen[0]["config"]["arm"], points))
     return lines
@@ -139,7 +162,7 @@ def _name(row: Row) -> str:
         parts.append(f"L {config['budget']}")
     elif config["queue"] == "fits":
         parts.append("as many as fit")
-    return ", ".join([*parts, gpus(row).replace("NVIDIA ", "").removesuffix(" 80GB HBM3")])
+    return ", ".join([*parts, gpu_name(row)])
 
 
 def _title(name: str, rows: Iterable[Row]) -> str:

@@ -7,7 +7,6 @@ A table stands between `<!-- report: NAME -->` and `<!-- end of report -->`, in 
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -19,8 +18,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
-    "benchmarks/bench_rivals.md",
     "docs/accuracy.md",
+    "docs/performance.md",
 )
 PLOTS_FOLDER = "docs/plots"
 _MARKED = re.compile(r"(<!-- report: (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
@@ -67,22 +66,13 @@ def filled(text: str, name: str) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
-        if match[2] not in TABLES and match[2] != "plots":
-            raise ValueError(f"{name} must name one of {sorted(TABLES)} or plots, got {match[2]}")
-        content = images(name) if match[2] == "plots" else TABLES[match[2]]()
-        return f"{match[1]}{content}\n{match[3]}"
+        if match[2] not in TABLES:
+            raise ValueError(f"{name} must name one of {sorted(TABLES)}, got {match[2]}")
+        return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
 
     if text.count("<!-- report: ") != len(_MARKED.findall(text)):
         raise ValueError(f"{name} must close every table with <!-- end of report -->")
     return _MARKED.sub(table, text)
-
-
-def images(document: str) -> str:
-    """Links from a document to the drawings that there is something to draw for."""
-    folder = os.path.relpath(PLOTS_FOLDER, Path(document).parent)
-    drawn = {name: plot() for name, plot in PLOTS.items()}
-    links = [f"![{plot.title}]({folder}/{name}.svg)" for name, plot in drawn.items() if plot.lines]
-    return "\n\n".join(links) or "Nothing to draw yet."
 
 
 def plot_path(name: str) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 from accuracy.tables import TABLES as ACCURACY
+from headline import headline
 from model_shapes import attention_shape
 from online_tables import prefix, serving
 from ops_table import ops
@@ -103,6 +104,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": decode,
     "latency": latency,
     "memory": memory,
+    "headline": headline,
     "throughput": throughput,
     "shortcut": shortcut,
     "serving": serving,

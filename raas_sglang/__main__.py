@@ -2,15 +2,19 @@
 
 import argparse
 import importlib.metadata
+import platform
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import cpu_environment
-from raas_sglang.trace.subscriber import lines, listen
 
 _CPU_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "PYTHONPATH", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+# SGLang brings these; a report of a fault needs to name them.
+_BESIDE = ("torch", "triton", "flashinfer-python")
+Row = tuple[str, str, str]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_trace(endpoints: list[str]) -> int:
     """Prints a line for each request in each message, until interrupted."""
+    from raas_sglang.trace.subscriber import lines, listen  # what it imports comes with SGLang
+
     try:
         for line in lines(listen(endpoints)):
             print(line, flush=True)
@@ -57,30 +63,67 @@ def print_cpu_environment(page_size: int) -> int:
 def check() -> int:
     """Prints one row for each seam; returns 0 if all are as tested, 1 if not."""
     warnings.simplefilter("ignore")  # SGLang's imports warn about kernels that are not asked for
-    from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, verify
-    from raas_patches.seam import version_problem
-
-    rows = [("raas-sglang", "ok", f"version {__version__}")]
-    wrong = version_problem()
-    found = importlib.metadata.version("sglang")
-    rows.append(("sglang", "WRONG" if wrong else "ok", wrong or f"version {found}"))
-    rows.append(_entry_point())
-    for verdict in verify(ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE):
-        status = "WRONG" if verdict.problem else "ok"
-        rows.append((verdict.seam.name, status, verdict.problem or verdict.seam.why))
+    rows = [
+        ("raas-sglang", "ok", f"version {__version__}"),
+        ("python", "ok", f"version {platform.python_version()}{_beside()}"),
+        _sglang(),
+        _entry_point(),
+    ]
+    if _version("sglang") is not None:
+        rows += _seams()
     width = max(len(name) for name, _, _ in rows)
     for name, status, text in rows:
         print(f"{name:<{width}}  {status:<5}  {text}")
     broken = sum(status != "ok" for _, status, _ in rows)
-    if broken:
-        print(f"{broken} of {len(rows)} are not as tested with sglang=={SUPPORTED_SGLANG}:")
-        print("--kv-policy will refuse to start")
-        return 1
-    print(f"all {len(rows)} are as tested: --kv-policy can start")
-    return 0
+    if not broken:
+        print(f"all {len(rows)} are as tested: --kv-policy can start")
+        return 0
+    print(f"{broken} of {len(rows)} are not as tested with sglang=={SUPPORTED_SGLANG}:")
+    print("--kv-policy will refuse to start")
+    if _version("sglang") != SUPPORTED_SGLANG:
+        print(f"install the tested version with: pip install sglang=={SUPPORTED_SGLANG}")
+    return 1
 
 
-def _entry_point() -> tuple[str, str, str]:
+def _sglang() -> Row:
+    found = _version("sglang")
+    if found == SUPPORTED_SGLANG:
+        return "sglang", "ok", f"version {found}"
+    wanted = f"must be version {SUPPORTED_SGLANG}, the one that RaaS was tested with"
+    return "sglang", "WRONG", f"{wanted}, got {found or 'no sglang in this environment'}"
+
+
+def _seams() -> Iterator[Row]:
+    """One row for each seam; of a module that another SGLang does not let us import, one row."""
+    try:
+        from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, verify
+    except (ImportError, AttributeError) as error:
+        yield "raas_patches", "WRONG", f"cannot be imported ({error})"
+        return
+    for module in ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE:
+        try:
+            verdicts = verify((module,))
+        except (ImportError, AttributeError) as error:
+            yield f"raas_patches.{module}", "WRONG", f"cannot be imported ({error})"
+            continue
+        for verdict in verdicts:
+            status = "WRONG" if verdict.problem else "ok"
+            yield verdict.seam.name, status, verdict.problem or verdict.seam.why
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _beside() -> str:
+    found = [(name, _version(name)) for name in _BESIDE]
+    return "".join(f", {name} {version}" for name, version in found if version)
+
+
+def _entry_point() -> Row:
     name = "entry point sglang.srt.plugins"
     values = [e.value for e in importlib.metadata.entry_points(group="sglang.srt.plugins")]
     if "raas_patches.plugin:register" in values:

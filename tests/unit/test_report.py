@@ -16,6 +16,7 @@ ABOUT = {
     "versions": {"sglang": "0.5.17"},
     "repeats": 3,
 }
+HELD_BY_THROUGHPUT = ["docs/plots/headline.svg", "docs/plots/throughput.svg"]
 
 
 @pytest.fixture
@@ -109,6 +110,23 @@ def test_throughput_is_held_against_the_better_default(results):
     ]
 
 
+def test_the_front_page_shows_one_budget_against_the_better_queue_and_names_the_weights(results):
+    dummy = {"flags": ["--load-format", "dummy"]}
+    results(
+        "throughput",
+        {**throughput_row("default", 8192, 1000.0), **dummy},
+        {**throughput_row("default", 8192, 1250.0, queue="fits"), **dummy},
+        {**throughput_row("raas", 8192, 2500.0, budget=1024), **dummy},
+        {**throughput_row("raas", 8192, 3500.0, budget=512), **dummy},
+    )
+    text = tables.TABLES["headline"]()
+    assert "| H100, default runtime | 1,250 |" in text
+    assert "| H100, `raas`, L = 1,024 | 2,500 (2.00x) |" in text
+    assert "3,500" not in text
+    assert "**dummy weights**" in text
+    assert [line.points for line in plots.headline().lines] == [[(8192, 1250)], [(8192, 2500)]]
+
+
 def test_a_window_that_was_cut_says_so(results):
     results("throughput", {**throughput_row("raas", 8192, 2500.0, budget=1024), "steps": 240})
     assert "| 2,500 (10, 240 steps) |" in tables.throughput()
@@ -198,7 +216,7 @@ def test_a_document_or_drawing_that_differs_is_found(results, tmp_path):
     assert report.stale_plots(tmp_path) == []
     results("throughput", throughput_row("raas", 8192, 2500.0, budget=1024))
     assert report.stale_documents(tmp_path) == list(report.DOCUMENTS)
-    assert report.stale_plots(tmp_path) == ["docs/plots/throughput.svg"]
+    assert report.stale_plots(tmp_path) == HELD_BY_THROUGHPUT
 
 
 def test_a_drawing_is_held_against_the_data_that_it_carries(results, tmp_path):
@@ -208,6 +226,6 @@ def test_a_drawing_is_held_against_the_data_that_it_carries(results, tmp_path):
     description = f"<dc:description>{plots.throughput().data()}</dc:description>"
     namespace = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
     drawing.write_text(f"<svg {namespace}>{description}</svg>")
-    assert report.stale_plots(tmp_path) == []
+    assert report.stale_plots(tmp_path) == HELD_BY_THROUGHPUT[:1]
     drawing.write_text(drawing.read_text().replace("2500", "2600"))
-    assert report.stale_plots(tmp_path) == ["docs/plots/throughput.svg"]
+    assert report.stale_plots(tmp_path) == HELD_BY_THROUGHPUT
