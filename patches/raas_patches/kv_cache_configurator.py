@@ -15,6 +15,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel, get_schedule
 
 from raas_patches.active import attach_request_slots, request_slots_of, required_config
+from raas_patches.model_support import require_model
 from raas_patches.seam import Seam
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
@@ -114,12 +115,7 @@ def build_token_to_kv_pool(
     pool: KVCache, self: "KVCacheConfigurator", *, req_to_token_pool: Any, **_: Any
 ) -> KVCache:
     """After `_build_token_to_kv_pool`: gives the pool its eviction state, or ends the process."""
-    if type(pool) is not RaasTokenToKVPool:
-        raise RuntimeError(
-            f"--kv-policy must run on a plain MHA KV cache, got {type(pool).__name__}; "
-            "MLA, sliding-window, linear-attention and quantised caches are not supported: "
-            "remove --kv-policy for this model"
-        )
+    require_model(self.model, self.model_config, pool)
     shape = _shape(self)
     head_offset = get_parallel().attn_tp_rank * shape.heads
     pool.attach(required_config(self.server_args), req_to_token_pool, shape, head_offset)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
@@ -14,11 +13,9 @@ import raas_patches.seam
 from local_server import CPU_FLAGS, REASONER
 from raas_patches import installation
 from raas_patches.engine import wait_for_scheduler_ready
-from raas_patches.kv_cache_configurator import build_token_to_kv_pool
 from raas_patches.seam import Seam
 from raas_patches.support import REFUSALS, refused_settings
 from raas_sglang.__main__ import main
-from raas_sglang.config import RaasConfig
 
 KNOWN = "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_decode"
 
@@ -186,16 +183,6 @@ def test_the_server_refuses_to_start_with_one_sentence():
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: --kv-policy does not work together with --enable-mixed-chunk; ")
-
-
-def test_a_kv_cache_that_is_not_plain_is_refused():
-    """MLA, sliding windows and quantised caches come in pools of other classes."""
-    args = SimpleNamespace(raas_config=RaasConfig(kv_policy="raas"))
-    words = r"must run on a plain MHA KV cache, got SimpleNamespace"
-    with pytest.raises(RuntimeError, match=words):
-        build_token_to_kv_pool(
-            SimpleNamespace(), SimpleNamespace(server_args=args), req_to_token_pool=None
-        )
 
 
 def test_a_scheduler_without_the_plugin_is_refused():

@@ -1,0 +1,100 @@
+"""Models that RaaS does not work with, each refused by name once it is loaded.
+
+A saturated row holds the prompt and tokens from anywhere in the text, in no order. A layer that
+attends by distance, or to something other than the text so far, would read the wrong ones and say
+nothing. The layers say themselves what they do; names of architectures and keys of a configuration
+do not.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+from raas_sglang.pool import RaasTokenToKVPool
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+
+# What a layer must say of itself, and what it is if it says something else. What a window is, is
+# told by its size; `RadixAttention` turns 0 and None into -1.
+PLAIN = {
+    "sliding_window_size": (-1, "a sliding window"),
+    "is_cross_attention": (False, "cross attention"),
+    "use_irope": (False, "chunked local attention"),
+    "attn_type": (AttentionType.DECODER, "attention that is not causal"),
+    "logit_cap": (0.0, "capped logits"),
+    "pos_encoding_mode": ("NONE", "positions encoded within attention"),
+    "xai_temperature_len": (-1, "a temperature by position"),
+}
+# What all layers must have in common: one pool, one page table and one launch serve them all.
+EQUAL = ("tp_q_head_num", "tp_k_head_num", "tp_v_head_num", "qk_head_dim", "v_head_dim", "scaling")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
+    """Checks that every attention layer of a model is of a kind that RaaS is tested with.
+
+    Args:
+        model: The loaded model, a `torch.nn.Module`.
+        model_config: SGLang's configuration of it.
+        pool: The KV cache that SGLang built for it.
+
+    Raises:
+        RuntimeError: one is not, or the pool is not the plain one.
+    """
+    name = type(model).__name__
+    if type(pool) is not RaasTokenToKVPool:
+        raise RuntimeError(
+            f"--kv-policy must run on a plain MHA KV cache, got {type(pool).__name__} for {name}; "
+            "MLA, sliding-window, linear-attention and quantised caches are not supported: "
+            "remove --kv-policy for this model"
+        )
+    if pool.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"--kv-policy must run on keys and values of bfloat16, float16 or float32, got "
+            f"{pool.dtype}, for which the checkpoint of {name} asks; use --kv-cache-dtype bfloat16"
+        )
+    layers = [module for module in model.modules() if isinstance(module, RadixAttention)]
+    expected = range(pool.start_layer, pool.start_layer + pool.layer_num)
+    problems = [*_unlike_plain(layers), *_unequal(layers), *_not_one_each(layers, expected)]
+    if model_config.has_attention_sinks:
+        problems.append("attention sinks")
+    if problems:
+        raise RuntimeError(
+            f"--kv-policy must run on models whose layers all attend to the whole text in the same "
+            f"way, got {name} with {'; '.join(problems)}; remove --kv-policy for this model"
+        )
+
+
+def _unlike_plain(layers: list[RadixAttention]) -> Iterator[str]:
+    for attribute, (plain, kind) in PLAIN.items():
+        others = [layer for layer in layers if getattr(layer, attribute) != plain]
+        if others:
+            value = getattr(others[0], attribute)
+            yield f"{kind} ({attribute} {value}) in {_ids(layer.layer_id for layer in others)}"
+
+
+def _unequal(layers: list[RadixAttention]) -> Iterator[str]:
+    for attribute in EQUAL:
+        values = sorted({getattr(layer, attribute) for layer in layers})
+        if len(values) > 1:
+            yield f"{attribute} that differs by layer ({', '.join(map(str, values))})"
+
+
+def _not_one_each(layers: list[RadixAttention], expected: range) -> Iterator[str]:
+    """Layers that share their keys and values with others, or have none.
+
+    SGLang's Transformers backend has its layers where they cannot be seen.
+    """
+    count = Counter(layer.layer_id for layer in layers)
+    wrong = sorted(i for i in {*count, *expected} if count[i] != 1 or i not in expected)
+    if wrong:
+        yield f"not one attention for each KV cache in {_ids(wrong)}"
+
+
+def _ids(ids: Any) -> str:
+    found = sorted(set(ids))
+    return f"layer{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"

@@ -1,0 +1,132 @@
+"""Models that must be refused: what the layers of SGLang's models can differ in."""
+
+import inspect
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+from local_server import CPU_FLAGS
+from raas_patches.model_support import EQUAL, PLAIN, require_model
+from raas_sglang.pool import RaasTokenToKVPool
+
+LAYERS = 4
+SHAPE = {"num_heads": 4, "head_dim": 64, "scaling": 0.125, "num_kv_heads": 2}
+CONFIG = SimpleNamespace(has_attention_sinks=False)
+
+
+class SomeForCausalLM(torch.nn.Module):
+    def __init__(self, *changes):
+        super().__init__()
+        plain = [{} for _ in range(LAYERS - len(changes))]
+        layers = enumerate([*changes, *plain])
+        self.layers = torch.nn.ModuleList(
+            RadixAttention(**{**SHAPE, "layer_id": index, **change}) for index, change in layers
+        )
+
+
+def pool(dtype=torch.bfloat16):
+    made = RaasTokenToKVPool.__new__(RaasTokenToKVPool)
+    made.dtype, made.start_layer, made.layer_num = dtype, 0, LAYERS
+    return made
+
+
+def test_a_model_of_plain_layers_is_served():
+    require_model(SomeForCausalLM(), CONFIG, pool())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sliding_window_size": 31}, r"a sliding window \(sliding_window_size 31\) in layer 0"),
+        ({"is_cross_attention": True}, "cross attention"),
+        ({"use_irope": True}, "chunked local attention"),
+        ({"attn_type": AttentionType.DECODER_BIDIRECTIONAL}, "attention that is not causal"),
+        ({"attn_type": AttentionType.ENCODER_ONLY}, "attention that is not causal"),
+        ({"logit_cap": 30.0}, "capped logits"),
+        ({"pos_encoding_mode": "ALIBI"}, "positions encoded within attention"),
+        ({"head_dim": 128}, r"qk_head_dim that differs by layer \(64, 128\)"),
+        ({"v_head_dim": 32}, "v_head_dim that differs by layer"),
+        ({"num_heads": 8}, "tp_q_head_num that differs by layer"),
+        ({"num_kv_heads": 4}, "tp_k_head_num that differs by layer"),
+        ({"scaling": 1.0}, "scaling that differs by layer"),
+        ({"layer_id": 3}, "not one attention for each KV cache in layers 0, 3"),
+    ],
+)
+def test_a_layer_of_another_kind_is_refused_by_name(change, words):
+    with pytest.raises(RuntimeError, match=rf"got SomeForCausalLM with .*{words}.*--kv-policy"):
+        require_model(SomeForCausalLM(change), CONFIG, pool())
+
+
+def test_all_layers_of_another_kind_are_refused_as_well():
+    windows = [{"sliding_window_size": 31}] * LAYERS
+    with pytest.raises(RuntimeError, match=r"a sliding window .* in layers 0, 1, 2, 3; remove"):
+        require_model(SomeForCausalLM(*windows), CONFIG, pool())
+
+
+def test_attention_sinks_are_refused():
+    with pytest.raises(RuntimeError, match="attention sinks"):
+        require_model(SomeForCausalLM(), SimpleNamespace(has_attention_sinks=True), pool())
+
+
+def test_a_kv_cache_that_is_not_plain_is_refused():
+    """MLA, linear attention and some models with windows come in pools of other classes."""
+    words = "must run on a plain MHA KV cache, got SimpleNamespace for SomeForCausalLM"
+    with pytest.raises(RuntimeError, match=words):
+        require_model(SomeForCausalLM(), CONFIG, SimpleNamespace())
+
+
+def test_a_checkpoint_that_asks_for_a_quantised_cache_is_refused():
+    """With ``--kv-cache-dtype auto`` SGLang takes what the checkpoint says."""
+    with pytest.raises(RuntimeError, match=r"float8_e4m3fn, .*use --kv-cache-dtype bfloat16"):
+        require_model(SomeForCausalLM(), CONFIG, pool(torch.float8_e4m3fn))
+
+
+def test_nothing_else_can_differ_by_layer():
+    """Whatever a layer of SGLang's can be told is looked at, or is no matter of attention."""
+    looked_at = {"layer_id", "num_heads", "head_dim", "num_kv_heads", "v_head_dim", "scaling"}
+    no_matter = {"self", "logit_capping_method", "quant_config", "prefix"}
+    parameters = set(inspect.signature(RadixAttention.__init__).parameters)
+    assert parameters - looked_at - no_matter - set(PLAIN) == set()
+    layer = SomeForCausalLM().layers[0]
+    assert all(hasattr(layer, name) for name in (*PLAIN, *EQUAL))
+
+
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+    "sliding_window": 32,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    "dtype": "bfloat16",
+}
+
+
+def test_a_server_for_a_model_with_windows_refuses_to_start(tmp_path):
+    """SGLang's pool for Gemma 3 is a plain one, so nothing but the layers tells."""
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3))
+    flags = ("--load-format", "dummy", "--skip-tokenizer-init", "--max-total-tokens", "4000")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(tmp_path)),
+            *(*CPU_FLAGS, *flags, "--kv-policy", "raas"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode != 0
+    words = "got Gemma3ForCausalLM with a sliding window (sliding_window_size 31) in layers 0, 1, 2"
+    assert words in done.stderr
