@@ -59,6 +59,11 @@ def parse_options(
     return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit)
 
 
+def names_choice(custom_params: Any) -> bool:
+    """Whether `parse_options` would read something out of it, or refuse it."""
+    return not isinstance(custom_params, dict) or any(map(is_ours, custom_params))
+
+
 def _refuse_without_config(custom_params: Any) -> None:
     if not isinstance(custom_params, dict):
         return
@@ -79,7 +84,7 @@ def _asked(custom_params: Any) -> dict[str, Any]:
             f"custom_params must be an object, got {kind}; "
             'send {"kv_policy": "raas", "kv_budget": 1024}'
         )
-    asked = {key: custom_params[key] for key in custom_params if _is_ours(key)}
+    asked = {key: custom_params[key] for key in custom_params if is_ours(key)}
     unknown = sorted(set(asked) - {POLICY_KEY, BUDGET_KEY})
     if unknown:
         raise ValueError(
@@ -89,7 +94,8 @@ def _asked(custom_params: Any) -> dict[str, Any]:
     return asked
 
 
-def _is_ours(key: Any) -> bool:
+def is_ours(key: Any) -> bool:
+    """Whether a key of ``custom_params`` is for us, known or not."""
     return isinstance(key, str) and key.startswith(_RESERVED_PREFIX)
 
 

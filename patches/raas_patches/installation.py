@@ -20,7 +20,7 @@ ALWAYS = ("server_args", "tokenizer_manager", "scheduler")
 # Only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
     "engine",
-    "openai_serving",
+    "routes",
     "schedule_policy",
     "max_new_tokens",
     "new_token_ratio",
