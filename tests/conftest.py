@@ -1,5 +1,6 @@
 """Servers that the tests share, and what SGLang needs on a machine without a GPU."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from rows import RowFile
 
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
+PREFERRED = {"kv_policy": "window", "kv_budget": 32}
 
 
 def pytest_configure() -> None:
@@ -71,12 +73,16 @@ def plain_server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def retracting_server() -> Iterator[LocalServer]:
-    """RaaS, prompts in chunks, requests retracted over and over."""
+    """RaaS, prompts in chunks, requests retracted over and over.
+
+    What a request does not choose is `PREFERRED`, not the server's policy and budget.
+    """
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "256")
     chunks = ("--chunked-prefill-size", "64")
     settings = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
+    preferred = ("--preferred-sampling-params", json.dumps({"custom_params": PREFERRED}))
     pool = ("--max-total-tokens", "20000")
-    with start_server(*flags, *chunks, *pool, **settings) as running:
+    with start_server(*flags, *chunks, *pool, *preferred, **settings) as running:
         yield running
         assert running.is_alive(), running.log_end()
 

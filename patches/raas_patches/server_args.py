@@ -15,6 +15,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from raas_patches import installation
 from raas_patches.active import attach_config, config_of
 from raas_patches.backends import DECODE_BACKENDS
+from raas_patches.preference import require_preference
 from raas_patches.seam import Seam
 from raas_patches.support import refused_settings
 from raas_sglang.config import RaasConfig, add_flags, take_settings
@@ -62,9 +63,10 @@ def require_support(server_args: "ServerArgs") -> None:
     """Checks that RaaS can run, if it was asked for, and installs what the parent needs.
 
     Raises:
-        ValueError: a setting excludes RaaS.
+        ValueError: a setting excludes RaaS, or a preferred policy or budget cannot be had.
         RuntimeError: SGLang's code is not what RaaS was tested with.
     """
+    require_preference(server_args)
     config = config_of(server_args)
     if config is None:
         return

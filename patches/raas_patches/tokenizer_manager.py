@@ -14,6 +14,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from raas_patches.active import config_of
+from raas_patches.preference import with_preference
 from raas_patches.report import REPORT_KEY
 from raas_patches.seam import Seam
 from raas_sglang.request import parse_options
@@ -26,9 +27,11 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     """Before `_validate_one_request`: a `ValueError` here is the client's 400."""
     if not isinstance(obj, GenerateReqInput):
         return
+    config = config_of(self.server_args)
+    if config is not None:
+        obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
-    config = config_of(self.server_args)
     parse_options(
         params.get("custom_params"),
         config,

@@ -196,3 +196,22 @@ def test_exchanges_at_the_same_time_are_told_apart(server):
     ]
     together(calls)
     assert generate(server, TEXT)["meta_info"]["kv_policy"] == "raas"
+
+
+PREFERENCES = [
+    (None, ("window", 32)),
+    ({}, ("window", 32)),
+    ({"other": 1}, ("window", 32)),
+    ({"kv_budget": 64}, ("window", 64)),
+    ({"kv_policy": "raas"}, ("raas", 32)),
+    ({"kv_policy": "dense"}, ("dense", None)),
+]
+
+
+@pytest.mark.parametrize("route", BODIES)
+@pytest.mark.parametrize(("custom", "chosen"), PREFERENCES)
+def test_what_a_request_does_not_choose_is_preferred(retracting_server, route, custom, chosen):
+    body = with_custom_params(route, custom, stream=False)
+    answer = post(retracting_server, route, body)
+    assert answer.status_code == 200, answer.text
+    assert_chosen(reports(answer.json()), chosen)

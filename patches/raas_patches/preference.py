@@ -1,0 +1,57 @@
+"""`--preferred-sampling-params`: what a request that names no policy or budget gets instead.
+
+SGLang puts them under a request's own parameters as a whole, so on one route ``custom_params`` of
+the request hide those of the server, and on another a null does. Ours go by key, on all routes: the
+request's, else the preferred, else the server's.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from raas_patches.active import config_of
+from raas_sglang.exchange import CHOICE_KEY
+from raas_sglang.request import is_ours, names_choice, parse_options
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+
+def with_preference(params: dict[str, Any], preferred: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns a request's sampling parameters with the preferred policy and budget in them.
+
+    Args:
+        params: As the client sent them.
+        preferred: The server's preferred sampling parameters.
+    """
+    custom = (preferred or {}).get(CHOICE_KEY) or {}
+    ours = {key: custom[key] for key in custom if is_ours(key)}
+    asked = {**(preferred or {}), **params}.get(CHOICE_KEY) or {}
+    if not ours or not isinstance(asked, dict):
+        return params
+    return {**params, CHOICE_KEY: {**ours, **asked}}
+
+
+def require_preference(server_args: "ServerArgs") -> None:
+    """Checks that every request could be served with what is preferred.
+
+    Raises:
+        ValueError: one could not.
+    """
+    preferred = server_args.preferred_sampling_params
+    if not preferred:
+        return
+    try:
+        params = json.loads(preferred) if isinstance(preferred, str) else preferred
+        custom = params.get(CHOICE_KEY)
+        config = config_of(server_args)
+        if custom is not None and names_choice(custom):
+            context_len = server_args.get_model_config().context_len
+            parse_options(custom, config, context_len, max_new_tokens=None)
+        if config is not None:
+            SamplingParams(**params)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--preferred-sampling-params must be what every request may ask for: {error}"
+        ) from error
