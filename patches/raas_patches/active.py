@@ -1,6 +1,9 @@
 """What is active in this process: the server's settings, once a scheduler or server has them."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.plugins import load_plugins
 
 from raas_sglang.config import RaasConfig
 
@@ -11,17 +14,50 @@ _ATTRIBUTE = "raas_config"
 _SLOTS = "raas_request_slots"
 
 
-def attach_config(server_args: "ServerArgs", config: RaasConfig | None) -> None:
+@dataclass(frozen=True)
+class Attached:
+    """The settings on SGLang's arguments; they bring the plugin to each process that gets them.
+
+    Without it such a process would serve every request dense, or lose the settings when it copies
+    the arguments field by field.
+    """
+
+    config: RaasConfig
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return arrive, (self.config,)
+
+
+def arrive(config: RaasConfig) -> Attached:
+    """Loads the plugins where arguments with a policy arrive from another process.
+
+    Raises:
+        RuntimeError: the plugin is not among them.
+    """
+    from raas_patches.installation import ALWAYS, seams
+
+    load_plugins()
+    if not all(seam.is_installed() for seam in seams(ALWAYS)):
+        raise RuntimeError(
+            f"--kv-policy {config.kv_policy} must run in every process that gets the server's "
+            "arguments, this one did not load the plugin; start all processes in one environment, "
+            "with one SGLANG_PLUGINS"
+        )
+    return Attached(config)
+
+
+def attach_config(server_args: "ServerArgs", config: RaasConfig) -> None:
     """Stores the settings on SGLang's arguments, which travel to every process.
 
-    `ServerArgs` is read-only once resolved, and the settings are not a field of it.
+    `ServerArgs` is read-only once resolved.
     """
-    object.__setattr__(server_args, _ATTRIBUTE, config)
+    object.__setattr__(server_args, _ATTRIBUTE, Attached(config))
 
 
 def config_of(server_args: "ServerArgs") -> RaasConfig | None:
     """Returns the settings, or None if the server was started without ``--kv-policy``."""
-    return getattr(server_args, _ATTRIBUTE, None)
+    attached: Attached | None = getattr(server_args, _ATTRIBUTE, None)
+    return None if attached is None else attached.config
 
 
 def required_config(server_args: "ServerArgs") -> RaasConfig:

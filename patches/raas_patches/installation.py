@@ -69,6 +69,9 @@ def install_always() -> None:
             logger.warning("--kv-policy will be refused: %s is %s", name, verdict.problem)
         else:
             verdict.seam.install()
+    from raas_patches.server_args import declare_settings  # which installs through this module
+
+    declare_settings()
 
 
 def verify(modules: tuple[str, ...] = ALWAYS + WITH_POLICY + WITH_TRACE) -> list[Verdict]:

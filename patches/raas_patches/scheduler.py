@@ -4,6 +4,7 @@ Why: the plugin is loaded anew in every process, and SGLang would go on without 
 SGLang stops a process whose plugin failed.
 """
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins.hook_registry import HookType
@@ -27,9 +28,9 @@ def init(self: "Scheduler", server_args: "ServerArgs", *args: Any, **kwargs: Any
 
 
 def get_init_info(result: dict[str, Any], self: "Scheduler") -> dict[str, Any]:
-    """After `Scheduler.get_init_info`: tells the parent which policy this scheduler runs."""
+    """After `Scheduler.get_init_info`: tells the parent, and `/server_info`, what it runs with."""
     config = config_of(self.server_args)
-    return result if config is None else {**result, "kv_policy": config.kv_policy}
+    return result if config is None else {**result, **asdict(config)}
 
 
 _PATH = "sglang.srt.managers.scheduler.Scheduler."

@@ -1,12 +1,15 @@
-"""`sglang.srt.server_args`: the flags, and the refusal to start.
+"""`sglang.srt.server_args`: our settings are arguments of the server like SGLang's own.
 
-Why: SGLang has no place where a plugin declares flags. How: the parser gets our group, and our
-values leave the namespace before `ServerArgs` is built. Remove when: SGLang lets plugins add flags.
+Why: SGLang has no place where a plugin declares arguments. How: they become fields of the
+dataclass, so that whatever copies, replaces or shows its fields does so with ours, and the parser
+gets our group. Remove when: SGLang lets plugins declare server arguments.
 """
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +26,30 @@ from raas_sglang.config import RaasConfig, add_flags, take_settings
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
+_SETTINGS = fields(RaasConfig)
+
+
+def declare_settings() -> None:
+    """Makes our settings fields of `ServerArgs`; all are None where no policy is asked for."""
+    from sglang.srt.server_args import ServerArgs
+
+    names = [item.name for item in _SETTINGS]
+    if names[0] in ServerArgs.__dataclass_fields__:
+        return
+    ours = make_dataclass("KvArguments", [(name, Any, field(default=None)) for name in names])
+    ServerArgs.__dataclass_fields__.update(ours.__dataclass_fields__)
+    for name in names:
+        setattr(ServerArgs, name, None)
+    _extend_signature(ServerArgs.__init__, names)
+
+
+def _extend_signature(init: Any, names: list[str]) -> None:
+    """Callers that drop what a signature does not name must not drop ours."""
+    signature = inspect.signature(init)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(name, kind, default=None) for name in names]
+    init.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])
+
 
 def add_cli_args(_: None, parser: argparse.ArgumentParser) -> None:
     """After `ServerArgs.add_cli_args`: our flags beside SGLang's."""
@@ -32,26 +59,33 @@ def add_cli_args(_: None, parser: argparse.ArgumentParser) -> None:
 def from_cli_args(
     original: Callable[..., "ServerArgs"], cls: type, args: argparse.Namespace
 ) -> "ServerArgs":
-    """Around `ServerArgs.from_cli_args`: takes our values, refuses with one sentence."""
-    try:
-        config = take_settings(vars(args))
-        _choose_decode_backend(vars(args), config)
-        server_args = original(cls, args)
-        attach_config(server_args, config)
-        require_support(server_args)
-    except (ValueError, RuntimeError) as error:
-        if "kv-" not in str(error):
-            raise
-        sys.exit(f"error: {error}")
+    """Around `ServerArgs.from_cli_args`: our refusals are one sentence, SGLang's stay its own."""
+    _or_exit(take_settings, dict(vars(args)))
+    server_args = original(cls, args)
+    _or_exit(require_support, server_args)
     return server_args
 
 
+def _or_exit(check: Callable[[Any], Any], value: Any) -> None:
+    try:
+        check(value)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
 def init(original: Callable[..., None], self: "ServerArgs", *args: Any, **kwargs: Any) -> None:
-    """Around `ServerArgs.__init__`: the same settings as keyword arguments of `sgl.Engine`."""
+    """Around `ServerArgs.__init__`: the same settings as keyword arguments."""
+    given = {item.name: kwargs.get(item.name) for item in _SETTINGS}
     config = take_settings(kwargs)
     _choose_decode_backend(kwargs, config)
     original(self, *args, **kwargs)
+    if config is None:
+        return
     attach_config(self, config)
+    # As given, since what follows from them may follow otherwise once one of them is replaced.
+    for item in _SETTINGS:
+        value = item.default if given[item.name] is None else given[item.name]
+        object.__setattr__(self, item.name, value)
 
 
 def check_server_args(_: None, self: "ServerArgs") -> None:
@@ -63,11 +97,17 @@ def require_support(server_args: "ServerArgs") -> None:
     """Checks that RaaS can run, if it was asked for, and installs what the parent needs.
 
     Raises:
-        ValueError: a setting excludes RaaS, or a preferred policy or budget cannot be had.
+        ValueError: a setting excludes RaaS or was changed past it, or a preferred policy or budget
+            cannot be had.
         RuntimeError: SGLang's code is not what RaaS was tested with.
     """
-    require_preference(server_args)
     config = config_of(server_args)
+    if config != take_settings({item.name: getattr(server_args, item.name) for item in _SETTINGS}):
+        raise ValueError(
+            "kv_policy and what goes with it must be given when ServerArgs is made, got it changed "
+            "afterwards; use dataclasses.replace(server_args, kv_policy=...)"
+        )
+    require_preference(server_args)
     if config is None:
         return
     problems = refused_settings(server_args)
