@@ -17,6 +17,7 @@ from rows import RowFile
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
 PREFERRED = {"kv_policy": "window", "kv_budget": 32}
+PLUGINS = Path(__file__).parent / "plugins"
 
 
 def pytest_configure() -> None:
@@ -54,6 +55,12 @@ def start_server(*flags: str, page_size: int = 1, **environment: str) -> LocalSe
     return LocalServer([*FLAGS, "--page-size", str(page_size), *flags], settings)
 
 
+def beside(folder: str) -> dict[str, str]:
+    """The environment in which SGLang finds the plugin of `plugins/early` beside RaaS."""
+    paths = (str(PLUGINS / folder), cpu_environment()["PYTHONPATH"])
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[LocalServer]:
     """RaaS with radix cache and overlap scheduling on; the policy of requests that name none."""
@@ -72,27 +79,35 @@ def plain_server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture(scope="session")
-def retracting_server() -> Iterator[LocalServer]:
+def retracting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """RaaS, prompts in chunks, requests retracted over and over.
 
-    What a request does not choose is `PREFERRED`, not the server's policy and budget.
+    Its settings come from a file. What a request does not choose is `PREFERRED`, not the server's
+    policy and budget. Another plugin hooks what RaaS hooks, before it.
     """
-    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "256")
-    chunks = ("--chunked-prefill-size", "64")
+    config = {"kv-policy": "raas", "kv-budget": 64, "kv-max-budget": 256}
+    path = tmp_path_factory.mktemp("settings") / "server.yaml"
+    path.write_text(json.dumps(config))  # which is YAML as well
     settings = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
     preferred = ("--preferred-sampling-params", json.dumps({"custom_params": PREFERRED}))
-    pool = ("--max-total-tokens", "20000")
-    with start_server(*flags, *chunks, *pool, *preferred, **settings) as running:
+    flags = ("--config", str(path), "--max-total-tokens", "20000", "--chunked-prefill-size", "64")
+    with start_server(*flags, *preferred, **settings, **beside("early")) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
 
 @pytest.fixture(scope="session")
 def small_server() -> Iterator[LocalServer]:
-    """The paper's rule in a pool of 144 tokens; admission expects too little of dense requests."""
+    """The paper's rule in a pool of 144 tokens; admission expects too little of dense requests.
+
+    Started by `sglang serve`; another plugin hooks what RaaS hooks, after it.
+    """
     flags = ("--kv-policy", "raas-paper", "--kv-budget", "64", "--kv-max-budget", "128")
     pool = ("--max-total-tokens", "144", "--chunked-prefill-size", "32")
-    with start_server(*flags, *pool, SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION="8") as running:
+    expected = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"}
+    made = start_server(*flags, *pool, **expected, **beside("late"))
+    made.command[:3] = [str(Path(sys.executable).with_name("sglang")), "serve"]
+    with made as running:
         yield running
         assert running.is_alive(), running.log_end()
 

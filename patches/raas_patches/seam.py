@@ -45,6 +45,9 @@ class Seam:
             found = pkgutil.resolve_name(self.target)
         except (ImportError, AttributeError) as error:
             return f"missing ({error})"
+        for kind, _, source in HookRegistry._hooks.get(self.target, ()):
+            if kind is HookType.REPLACE:
+                return f"replaced by {source.plugin_name if source else 'another plugin'}"
         if self.parameters is None:
             return None
         parameters = tuple(inspect.signature(found).parameters)
@@ -53,9 +56,15 @@ class Seam:
         return None
 
     def install(self) -> None:
-        """Puts the hook in, once in each process."""
-        if not self.is_installed():
-            HookRegistry.register(self.target, _marked(self.hook, self.kind), self.kind)
+        """Puts the hook in, once in each process; outside of those that are in already."""
+        if self.is_installed():
+            return
+        hook = _marked(self.hook, self.kind)
+        if self.target in HookRegistry._patched:
+            # `apply_hooks` passes over what this plugin or another one has hooked before.
+            HookRegistry._apply_target(self.target, [(self.kind, hook, None)])
+        else:
+            HookRegistry.register(self.target, hook, self.kind)
 
     def is_installed(self) -> bool:
         """Whether a call of the target reaches the hook."""

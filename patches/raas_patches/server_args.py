@@ -36,7 +36,7 @@ def declare_settings() -> None:
     names = [item.name for item in _SETTINGS]
     if names[0] in ServerArgs.__dataclass_fields__:
         return
-    ours = make_dataclass("KvArguments", [(name, Any, field(default=None)) for name in names])
+    ours: Any = make_dataclass("KvArguments", [(name, Any, field(default=None)) for name in names])
     ServerArgs.__dataclass_fields__.update(ours.__dataclass_fields__)
     for name in names:
         setattr(ServerArgs, name, None)

@@ -192,7 +192,7 @@ def test_exchanges_at_the_same_time_are_told_apart(server):
     calls = [
         partial(ask, route, policy, budget)
         for route in BODIES
-        for policy, budget in (("window", 16), ("random", 32), ("raas", 8))
+        for policy, budget in (("window", 16), ("random", 32), ("raas", 48))
     ]
     together(calls)
     assert generate(server, TEXT)["meta_info"]["kv_policy"] == "raas"
@@ -215,3 +215,18 @@ def test_what_a_request_does_not_choose_is_preferred(retracting_server, route, c
     answer = post(retracting_server, route, body)
     assert answer.status_code == 200, answer.text
     assert_chosen(reports(answer.json()), chosen)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "budget", "largest"),
+    [
+        ("server", "raas", 64, 512),
+        ("retracting_server", "raas", 64, 256),  # from a file
+        ("small_server", "raas-paper", 64, 128),  # by `sglang serve`
+    ],
+)
+def test_server_info_tells_policy_and_budget(request, name, policy, budget, largest):
+    server = request.getfixturevalue(name)
+    told = requests.get(server.url + "/server_info", timeout=TIMEOUT_S).json()
+    found = (told["kv_policy"], told["kv_budget"], told["kv_max_budget"])
+    assert found == (policy, budget, largest)

@@ -1,13 +1,15 @@
 """Failing closed: a missing or changed seam, a wrong version, a plugin that was not loaded."""
 
 import os
+import pkgutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
 from sglang.srt.mem_cache import allocation
-from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
 import raas_patches.seam
 from local_server import CPU_FLAGS, REASONER
@@ -65,6 +67,57 @@ def test_another_version_refuses_the_policy(monkeypatch):
     monkeypatch.setattr(raas_patches.seam.sglang, "__version__", "0.5.18")
     with pytest.raises(RuntimeError, match=r"must run on sglang==0.5.17.*got 0.5.18"):
         installation.require_seams()
+
+
+@pytest.fixture
+def target(monkeypatch):
+    """A function that nobody has hooked yet."""
+    module = ModuleType("module_of_a_test")
+    module.double = lambda number: 2 * number
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield "module_of_a_test.double"
+    HookRegistry._hooks.pop("module_of_a_test.double", None)
+    HookRegistry._patched.discard("module_of_a_test.double")
+
+
+def add(much):
+    """A hook that can be told from others; it is called on what the others leave."""
+    return lambda original, number: original(number) + much
+
+
+def call(target, number):
+    return pkgutil.resolve_name(target)(number)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_a_hook_is_put_in_beside_that_of_another_plugin(target, applied):
+    HookRegistry.register(target, add(100), HookType.AROUND)
+    if applied:  # as is whatever plugins hooked before a policy was asked for
+        HookRegistry.apply_hooks()
+    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never")
+    assert ours.problem() is None
+    assert not ours.is_installed()
+    for _ in range(2):
+        ours.install()
+        HookRegistry.apply_hooks()
+        assert ours.is_installed()
+        assert call(target, 5) == 111
+
+
+def test_a_plugin_that_hooks_later_leaves_ours_in(target):
+    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never")
+    ours.install()
+    HookRegistry.register(target, add(100), HookType.AROUND)
+    HookRegistry.apply_hooks()
+    assert ours.is_installed()
+    assert call(target, 5) == 111
+
+
+def test_a_function_that_another_plugin_replaced_is_named(target):
+    source = HookSource("other", "other-plugin")
+    HookRegistry.register(target, lambda number: 0, HookType.REPLACE, source=source)
+    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never")
+    assert ours.problem() == "replaced by other"
 
 
 def test_a_hook_that_is_not_in_is_noticed():
@@ -126,19 +179,6 @@ def test_every_refused_setting_exists_in_sglang():
     for refusal in REFUSALS:
         if refusal.flag.startswith("--"):
             assert refusal.flag[2:].replace("-", "_") in fields, refusal.flag
-
-
-def run(*command, **environment):
-    import os
-
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=300,
-        check=False,
-    )
 
 
 def test_check_prints_every_seam_and_exits_0(capsys):
