@@ -1,6 +1,5 @@
 """The arms of a comparison: servers with one model and equal flags that differ in the KV policy."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,6 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "off": ("--kv-policy", "dense"),
     **{name: ("--kv-policy", name) for name in POLICY_NAMES if name != "dense"},
 }
-# The bundled reasoner's head size is known to SGLang's Qwen2 through a plugin of its own.
-HEAD_DIM_PLUGIN = "qwen2_head_dim"
 
 
 class Arm:
@@ -44,7 +41,7 @@ class Arm:
         environment = dict(os.environ) if on_gpu else cpu_environment()
         if not self.has_plugin:
             # A list without our plugin keeps it out; an empty one would let all of them in.
-            environment["SGLANG_PLUGINS"] = HEAD_DIM_PLUGIN if _has_head_dim(model_path) else "none"
+            environment["SGLANG_PLUGINS"] = "none"
         self.flags = [*(() if on_gpu else CPU_FLAGS), *flags, *policy]
         self.server = LocalServer(self.flags, environment, model_path)
 
@@ -156,7 +153,3 @@ def loads_plugin(server: LocalServer) -> bool:
     if response.status_code == 200:
         return False
     raise RuntimeError(f"a token must be answered or its policy refused, got {response.text}")
-
-
-def _has_head_dim(model_path: Path) -> bool:
-    return "head_dim" in json.loads((model_path / "config.json").read_text())

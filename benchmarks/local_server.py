@@ -14,6 +14,7 @@ from types import TracebackType
 import requests
 
 REASONER = Path(__file__).parent / "reasoner" / "model"
+_SERVED = (REASONER.parent / "served").resolve()
 # SGLang's default grammar backend pins memory, which ends its scheduler where there is no GPU.
 CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16"),
@@ -35,7 +36,7 @@ class LocalServer:
     Args:
         flags: Command line after ``--model-path``; a port is chosen.
         environment: The child's environment.
-        model_path: Model to serve; the bundled reasoner by default.
+        model_path: Model to serve; the bundled reasoner by default, which brings what SGLang lacks.
         timeout_s: How long the start may take.
     """
 
@@ -53,7 +54,8 @@ class LocalServer:
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *flags,
         ]
-        self.environment = environment
+        is_reasoner = model_path.resolve().parent == REASONER.resolve().parent
+        self.environment = reasoner_environment(environment) if is_reasoner else environment
         self.timeout_s = timeout_s
         self.log_path = Path(tempfile.mkstemp(prefix="sglang-", suffix=".log")[1])
         self.process: subprocess.Popen[bytes] | None = None
@@ -131,6 +133,13 @@ class LocalServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def reasoner_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Returns the environment of a process that serves the bundled reasoner on any device."""
+    paths = [str(_SERVED), environment.get("PYTHONPATH", "")]
+    path = os.pathsep.join(path for path in paths if path)
+    return {**environment, "SGLANG_EXTERNAL_MODEL_PACKAGE": "reasoner_model", "PYTHONPATH": path}
 
 
 def free_port() -> int:

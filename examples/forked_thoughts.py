@@ -7,6 +7,9 @@ runs ``dense``: it prefills the finished thought, so it reads all of it, evicted
     PYTHONPATH=benchmarks python examples/forked_thoughts.py --base-url http://127.0.0.1:30000
     PYTHONPATH=benchmarks python examples/forked_thoughts.py \
         --model-path benchmarks/reasoner/model --thoughts 5 --kv-budget 64 --lines 40
+
+Without a GPU the bundled model needs ``SGLANG_EXTERNAL_MODEL_PACKAGE=reasoner_model`` and
+``benchmarks/reasoner/served`` on the ``PYTHONPATH`` as well.
 """
 
 import argparse

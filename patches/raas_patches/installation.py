@@ -16,11 +16,12 @@ from raas_patches.seam import Seam, version_problem
 logger = logging.getLogger(__name__)
 
 # In the server's process and in every scheduler, whether a policy was asked for or not.
-ALWAYS = ("server_args", "tokenizer_manager", "scheduler")
+ALWAYS = ("server_args", "scheduler", "without_policy")
 # Only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
     "engine",
     "routes",
+    "tokenizer_manager",
     "schedule_policy",
     "max_new_tokens",
     "new_token_ratio",
@@ -36,9 +37,8 @@ WITH_POLICY = (
 )
 # Only where `--kv-trace-endpoint` was given, so that it costs nothing where not.
 WITH_TRACE = ("tp_worker",)
-# Not for `--kv-policy`: frontend programs install theirs in the client, and the other is a plugin
-# of its own.
-ELSEWHERE = ("lang", "qwen2_head_dim")
+# Not for `--kv-policy`: frontend programs install theirs in the client.
+ELSEWHERE = ("lang",)
 
 
 class Verdict(NamedTuple):

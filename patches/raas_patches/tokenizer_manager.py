@@ -13,7 +13,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from raas_patches.active import config_of
+from raas_patches.active import required_config
 from raas_patches.preference import with_preference
 from raas_patches.report import REPORT_KEY
 from raas_patches.seam import Seam
@@ -27,20 +27,17 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     """Before `_validate_one_request`: a `ValueError` here is the client's 400."""
     if not isinstance(obj, GenerateReqInput):
         return
-    config = config_of(self.server_args)
-    if config is not None:
-        obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
+    obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
     parse_options(
         params.get("custom_params"),
-        config,
+        required_config(self.server_args),
         self.context_len,
         limit if isinstance(limit, int) else None,
     )
-    if config is not None:
-        _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
-        _refuse_unknown_parameters(self, params, limit)
+    _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
+    _refuse_unknown_parameters(self, params, limit)
 
 
 def _refuse_unknown_parameters(

@@ -39,7 +39,7 @@ TWO_GPUS = {**STRICT, "NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST
 # Flags and environment of the server behind each fixture. The first two are compared in what they
 # read back from the device, which SGLang's strict checks do as well.
 SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "plain_server": (SAME_ATTENTION, {"SGLANG_PLUGINS": "qwen2_head_dim"}),
+    "plain_server": (SAME_ATTENTION, {"SGLANG_PLUGINS": "none"}),
     "server": (RAAS, {}),
     "paged_server": ((*RAAS, "--page-size", "16", "--chunked-prefill-size", "256"), STRICT),
     "half_server": ((*RAAS, *HALF, "--disable-overlap-schedule"), STRICT),

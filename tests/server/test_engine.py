@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from client import assert_report, problem
-from local_server import STRICT
+from local_server import STRICT, reasoner_environment
 from raas_sglang.cpu import cpu_environment
 
 TESTS = Path(__file__).parents[1]
 
 
 def test_engine():
-    environment = {**cpu_environment(), **STRICT}
+    environment = {**reasoner_environment(cpu_environment()), **STRICT}
     paths = [str(TESTS), str(TESTS.parent / "benchmarks"), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(

@@ -16,6 +16,7 @@ from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.chat_template import get_chat_template
 
 import raas_patches.lang
+from local_server import reasoner_environment
 from raas_sglang import lang as raas
 from raas_sglang.cpu import cpu_environment
 from reasoner.problem import make_problem
@@ -210,10 +211,11 @@ def test_speculative_calls_refuse_a_choice(backend: Any) -> None:
 def run_example(*where: str) -> list[str]:
     arguments = [*where, "--thoughts", "3", "--kv-budget", "16", "--lines", "4"]
     command = [sys.executable, ROOT / "examples" / "forked_thoughts.py", *arguments]
-    paths = [str(ROOT / "benchmarks"), cpu_environment()["PYTHONPATH"]]
+    environment = reasoner_environment(cpu_environment())
+    paths = [str(ROOT / "benchmarks"), environment["PYTHONPATH"]]
     done = subprocess.run(
         command,
-        env={**cpu_environment(), "PYTHONPATH": os.pathsep.join(paths)},
+        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=500,
