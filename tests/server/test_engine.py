@@ -32,5 +32,5 @@ def test_engine():
         assert_report(answer, policy, budget)
     right = " " + problem(18).chain
     assert result["answers"][1]["text"] == result["answers"][2]["text"] == right
-    assert "kv_budget must be a multiple of the page size (2), got 101" in result["refusal"]
+    assert "kv_budget must be a multiple of 16 tokens, got 101" in result["refusal"]
     assert result["after"] == right, "a refused request disturbs nobody"

@@ -162,7 +162,7 @@ def test_streaming_program(backend: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kv_budget": 21}, "multiple of the page size"),
+        ({"kv_budget": 21}, "must be a multiple of"),
         ({"kv_budget": 1024}, "--kv-max-budget"),
         ({"kv_policy": "best"}, "kv_policy must be one of"),
     ],
