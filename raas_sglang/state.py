@@ -12,7 +12,7 @@ from raas_sglang.request import RequestState
 
 _NO_LIMIT = 2**62
 # That score at a time, as far as their registers and shared memory fit.
-_PROGRAMS_PER_PROCESSOR = 2
+_PROGRAMS_PER_PROCESSOR = 3
 
 
 class StateShape(NamedTuple):
@@ -223,6 +223,6 @@ def _scratch_fields(
     return [
         ((rows,), torch.int32),
         ((1,), torch.int32),
-        ((programs, config.max_budget, columns), torch.float32),
+        ((programs, config.max_budget + 1, columns), torch.float32),
         ((programs, config.max_budget), torch.float32),
     ]

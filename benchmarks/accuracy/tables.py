@@ -6,6 +6,24 @@
 from collections.abc import Callable
 
 from accuracy.comparison import is_real, over_budget, stored_rows
+from accuracy.significance import mcnemar
+from accuracy.summary import Row, problems
+from table import NOTHING, markdown
+
+# What the study calls its rules, and what they are.
+STUDIED = {
+    "dense": "dense",
+    "exp,c=8,mix=1,floor=0.25,agg=mean": "**the rule of `raas`**",
+    "exp,c=4,mix=1": "the same, c = 4, newest half spared, best query head",
+    "exp,c=4": "without fading by age",
+    "exp,c=2": "c = 2",
+    "exp,c=1": "c = 1, a plain Gaussian",
+    "exp,rotated=0,own=0,c=1,agg=mean": "Expected Attention",
+    "rkv": "R-KV",
+    "snap": "SnapKV (queries of the last 32 steps)",
+    "tova": "TOVA",
+    "window": "window",
+}
 
 
 def real() -> str:
@@ -18,7 +36,38 @@ def reasoner() -> str:
     return over_budget([row for row in stored_rows() if not is_real(row)])
 
 
-TABLES: dict[str, Callable[[], str]] = {"accuracy": real, "accuracy-reasoner": reasoner}
+def study() -> str:
+    """Rules in plain torch, each with the prompt pinned; a star marks what differs from raas's."""
+    rows = {(row["task"], row["budget"], row["rule"]): row for row in stored_rows("rule_study")}
+    cells = sorted(
+        {(task, budget) for task, budget, rule in rows if rule == "rkv"}, key=lambda c: c[0]
+    )
+    ours = next(rule for rule, name in STUDIED.items() if "raas" in name)
+    lines = [
+        [name, *(_studied(rows, (task, budget), rule, ours) for task, budget in cells)]
+        for rule, name in STUDIED.items()
+    ]
+    head = ["right, %, task and L", *(f"{task}, {budget}" for task, budget in cells)]
+    return markdown(head, lines) if rows else NOTHING
+
+
+def _studied(
+    rows: dict[tuple[str, int | None, str], Row], cell: tuple[str, int | None], rule: str, ours: str
+) -> str:
+    row = rows.get((cell[0], None if rule == "dense" else cell[1], rule))
+    if row is None:
+        return ""
+    reference, n = rows[(*cell, ours)], row["n"]
+    solved = [problems(one, "solved") for one in (row, reference)]
+    p = mcnemar(*([index in which for index in range(n)] for which in solved))[2]
+    return f"{100 * row['right'] / n:.1f}{'*' if p < 0.05 else ''}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "accuracy": real,
+    "accuracy-reasoner": reasoner,
+    "rule-study": study,
+}
 
 if __name__ == "__main__":
     for name, make in TABLES.items():

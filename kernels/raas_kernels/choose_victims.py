@@ -1,14 +1,15 @@
 """Device functions for one head: what each policy makes of its logits, and what it gives up.
 
 All take the logits [N, BLOCK_GROUP] of the head's ``held`` tokens, the state of the head and where
-to put the places that it gives up next.
+to put the places that it gives up next. Latency is what they cost, so they take many tokens at a
+time, and look for value and place of the least in one reduction.
 """
 
 import triton
 import triton.language as tl
 
 from raas_kernels.layout import AGEING, PAPER_PAGE
-from raas_kernels.select import largest, smallest
+from raas_kernels.select import TAKEN, keys_of, largest, place_of
 
 _PAPER_PAGE = tl.constexpr(PAPER_PAGE)
 _AGEING = tl.constexpr(AGEING)
@@ -16,28 +17,22 @@ _NOT_ASKED = tl.constexpr(-1e38)
 
 
 @triton.jit
-def _tile(
-    logits_ptr,
-    begin,
-    held,
-    GROUP: tl.constexpr,
-    BLOCK_GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
+def _block(
+    logits_ptr, begin, held, GROUP: tl.constexpr, BLOCK_GROUP: tl.constexpr, TOKENS: tl.constexpr
 ):
-    """Returns places, which of them are held, and their logits [TILE_TOKENS, COLUMNS]."""
-    places, columns = begin + tl.arange(0, TILE_TOKENS), tl.arange(0, COLUMNS)
+    """Returns places, which of them are held, and their logits [TOKENS, BLOCK_GROUP]."""
+    places, members = begin + tl.arange(0, TOKENS), tl.arange(0, BLOCK_GROUP)
     present = places < held
-    here = places[:, None] * BLOCK_GROUP + columns[None, :]
-    mask = present[:, None] & (columns < GROUP)[None, :]
+    here = places[:, None] * BLOCK_GROUP + members[None, :]
+    mask = present[:, None] & (members < GROUP)[None, :]
     return places, present, tl.load(logits_ptr + here, mask=mask, other=_NOT_ASKED)
 
 
 @triton.jit
 def raas_victims(
     logits_ptr,
+    normaliser_ptr,
     scores_ptr,
-    normaliser,
     births_ptr,
     weights_ptr,
     value_norms_ptr,
@@ -48,8 +43,7 @@ def raas_victims(
     period,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
     """Gives up the ``period`` least important tokens; spares the newest quarter of the budget.
@@ -57,30 +51,27 @@ def raas_victims(
     Importance is a logarithm: of the sum of the shares that the query heads expect of the token,
     of its value's norm, and of its age.
     """
-    for begin in range(0, held, TILE_TOKENS):
-        places, present, logits = _tile(
-            logits_ptr, begin, held, GROUP, BLOCK_GROUP, COLUMNS, TILE_TOKENS
-        )
-        asked = (tl.arange(0, COLUMNS) < GROUP)[None, :]
-        shares = tl.where(asked, logits - normaliser[None, :], _NOT_ASKED)
+    normaliser = tl.load(normaliser_ptr + tl.arange(0, BLOCK_GROUP))
+    for begin in range(0, held, TOKENS):
+        places, present, logits = _block(logits_ptr, begin, held, GROUP, BLOCK_GROUP, TOKENS)
+        shares = logits - normaliser[None, :]
         peak = tl.max(shares, axis=1)
         share = peak + tl.log(tl.sum(tl.exp(shares - peak[:, None]), axis=1))
         norms = tl.load(value_norms_ptr + places, mask=present, other=1.0)
         born = tl.load(births_ptr + places, mask=present, other=0)
         age = (step + 1 - born).to(tl.float32) / budget
         importance = share + tl.log(tl.maximum(norms, 1e-30)) - _AGEING * age
-        tl.store(scores_ptr + places, importance, mask=present)
         tl.store(weights_ptr + places, importance, mask=present)
+        older = born < step + 1 - budget // 4
+        tl.store(scores_ptr + places, tl.where(older, importance, float("inf")), mask=present)
     tl.debug_barrier()  # other threads wrote the scores
     places = tl.arange(0, BLOCK_TOKENS)
-    scores = tl.load(scores_ptr + places, mask=places < held, other=0.0)
-    births = tl.load(births_ptr + places, mask=places < held, other=0)
-    older = (places < held) & (births < step + 1 - budget // 4)
-    scores = tl.where(older, scores, float("inf"))
+    scores = tl.load(scores_ptr + places, mask=places < held, other=float("inf"))
+    keys = keys_of(scores, places)
     for turn in range(0, period):
-        place = smallest(scores, places)
-        tl.store(victims_ptr + turn, place)
-        scores = tl.where(places == place, float("inf"), scores)
+        least = tl.min(keys, axis=0)
+        tl.store(victims_ptr + turn, place_of(least))
+        keys = tl.where(keys == least, TAKEN, keys)
 
 
 @triton.jit
@@ -95,8 +86,7 @@ def paper_victim(
     held,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
     """Stamps the best half of the pages; once a page is full, gives up the oldest timestamp's.
@@ -104,10 +94,8 @@ def paper_victim(
     A page's score is the largest logit of its tokens. The page being filled bears the newest
     timestamp anyway.
     """
-    for begin in range(0, held, TILE_TOKENS):
-        places, present, logits = _tile(
-            logits_ptr, begin, held, GROUP, BLOCK_GROUP, COLUMNS, TILE_TOKENS
-        )
+    for begin in range(0, held, TOKENS):
+        places, present, logits = _block(logits_ptr, begin, held, GROUP, BLOCK_GROUP, TOKENS)
         tl.store(scores_ptr + places, tl.max(logits, axis=1), mask=present)
     tl.debug_barrier()  # other threads wrote the scores
     PAGES: tl.constexpr = BLOCK_TOKENS // _PAPER_PAGE
@@ -134,7 +122,7 @@ def paper_victim(
 @triton.jit
 def h2o_victim(
     logits_ptr,
-    normaliser,
+    normaliser_ptr,
     births_ptr,
     weights_ptr,
     victims_ptr,
@@ -143,17 +131,14 @@ def h2o_victim(
     held,
     GROUP: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
     """Adds what attention gave to each token; gives up the least of all; spares the newest half."""
-    for begin in range(0, held, TILE_TOKENS):
-        places, present, logits = _tile(
-            logits_ptr, begin, held, GROUP, BLOCK_GROUP, COLUMNS, TILE_TOKENS
-        )
-        asked = (tl.arange(0, COLUMNS) < GROUP)[None, :]
-        given = tl.where(asked, tl.exp(logits - normaliser[None, :]), 0.0)
+    normaliser = tl.load(normaliser_ptr + tl.arange(0, BLOCK_GROUP))
+    for begin in range(0, held, TOKENS):
+        places, present, logits = _block(logits_ptr, begin, held, GROUP, BLOCK_GROUP, TOKENS)
+        given = tl.exp(logits - normaliser[None, :])
         mass = tl.load(weights_ptr + places, mask=present, other=0.0)
         tl.store(weights_ptr + places, mass + tl.sum(given, axis=1) / GROUP, mask=present)
     tl.debug_barrier()  # other threads wrote the masses
@@ -161,4 +146,5 @@ def h2o_victim(
     mass = tl.load(weights_ptr + places, mask=places < held, other=0.0)
     births = tl.load(births_ptr + places, mask=places < held, other=0)
     older = (places < held) & (births < step + 1 - budget // 2)
-    tl.store(victims_ptr, smallest(tl.where(older, mass, float("inf")), places))
+    keys = keys_of(tl.where(older, mass, float("inf")), places)
+    tl.store(victims_ptr, place_of(tl.min(keys, axis=0)))

@@ -135,9 +135,9 @@ class ScoreScratch(NamedTuple):
     Attributes:
         due_rows: [M] int32. The rows that are scored, as many as ``due_count`` says.
         due_count: [1] int32.
-        logits: [G, N, C] float32. Logits of the head that each program has in hand, C the query
-            heads of a KV head rounded up to a power of two. So many programs share the heads of all
-            layers and due rows.
+        logits: [G, N + 1, C] float32. Logits of the head that each program has in hand, C the query
+            heads of a KV head rounded up to a power of two, and their normalisers last. So many
+            programs share the heads of all layers and due rows.
         scores: [G, N] float32. Scores of its tokens.
     """
 

@@ -28,6 +28,8 @@ from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
 _TILE_TOKENS = 64  # of 16-bit numbers; of wider ones fewer fit
 _LEAST_COLUMNS = 16  # of a matrix product
+_STAGES = 5
+_LOGITS = 2048  # that are looked at together, once all are there
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
 
 
@@ -85,11 +87,14 @@ def score_tokens(
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         TILE_TOKENS=_TILE_TOKENS * 2 // cache.element_size(),
+        TOKENS=max(16, min(_LOGITS // members, block_tokens)),
         BLOCK_TOKENS=block_tokens,
         VICTIMS=buffers.victims.shape[3],
         # The interpreter would multiply the bits of bfloat16.
         WIDE=cache.device.type == "cpu" or cache.element_size() > 2,
         num_warps=4 if block_tokens <= 8192 else 8,
+        # Slots come two tiles ahead and their keys one; with fewer stages keys would be waited for.
+        num_stages=_STAGES,
     )
 
 
@@ -115,7 +120,7 @@ def _require_layout(
             f"{scratch.due_rows.shape[0]} and {programs}"
         )
     wide = scratch.scores.dtype
-    require_layout("logits", scratch.logits, (programs, most, members), wide)
+    require_layout("logits", scratch.logits, (programs, most + 1, members), wide)
     require_layout("scores", scratch.scores, (programs, most), wide)
     require_layout("queries", step.queries, (layers, None, query_heads, head_dim), cache.dtype)
     of_tokens = (layers, request_rows, heads, most)
@@ -164,13 +169,15 @@ def _score_tokens_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     VICTIMS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     key_type = tl.float32 if WIDE else key_cache_ptr.dtype.element_ty
     square_type = tl.float32 if WIDE else tl.bfloat16  # whose range is that of float32
-    logits_ptr += tl.program_id(0).to(tl.int64) * most * BLOCK_GROUP
+    logits_ptr += tl.program_id(0).to(tl.int64) * (most + 1) * BLOCK_GROUP
+    normaliser_ptr = logits_ptr + most * BLOCK_GROUP  # behind the logits of all tokens
     scores_ptr += tl.program_id(0).to(tl.int64) * most
     dims, columns = tl.arange(0, BLOCK_DIM), tl.arange(0, COLUMNS)
     inside, asked = dims < HEAD_DIM, columns < GROUP
@@ -230,28 +237,27 @@ def _score_tokens_kernel(
             grown = tl.sum(tl.exp(logits - higher[None, :]), axis=0)
             total = total * tl.exp(peak - higher) + grown
             peak = higher
-        normaliser = peak + tl.log(total)
+        # A column that no query head has weighs nothing.
+        normaliser = tl.where(asked, peak + tl.log(total), 0.0)
+        tl.store(normaliser_ptr + columns, normaliser, mask=columns < BLOCK_GROUP)
 
         tl.debug_barrier()  # other threads wrote the logits
         state = (owner * HEADS + head) * most
         victims = victims_ptr + (owner * HEADS + head) * VICTIMS
         if policy == RAAS:
             raas_victims(
-                logits_ptr, scores_ptr, normaliser, births_ptr + state, weights_ptr + state,
-                value_norms_ptr + state, victims, step, budget, held,
-                tl.load(periods_ptr + row),
-                GROUP, BLOCK_GROUP, COLUMNS, TILE_TOKENS, BLOCK_TOKENS,
+                logits_ptr, normaliser_ptr, scores_ptr, births_ptr + state, weights_ptr + state,
+                value_norms_ptr + state, victims, step, budget, held, tl.load(periods_ptr + row),
+                GROUP, BLOCK_GROUP, TOKENS, BLOCK_TOKENS,
             )  # fmt: skip
         elif policy == RAAS_PAPER:
             paper_victim(
                 logits_ptr, scores_ptr, births_ptr + state, weights_ptr + state, victims,
-                step, budget, held,
-                GROUP, BLOCK_GROUP, COLUMNS, TILE_TOKENS, BLOCK_TOKENS,
+                step, budget, held, GROUP, BLOCK_GROUP, TOKENS, BLOCK_TOKENS,
             )  # fmt: skip
         else:
             h2o_victim(
-                logits_ptr, normaliser, births_ptr + state, weights_ptr + state, victims,
-                step, budget, held,
-                GROUP, BLOCK_GROUP, COLUMNS, TILE_TOKENS, BLOCK_TOKENS,
+                logits_ptr, normaliser_ptr, births_ptr + state, weights_ptr + state, victims,
+                step, budget, held, GROUP, BLOCK_GROUP, TOKENS, BLOCK_TOKENS,
             )  # fmt: skip
         tl.debug_barrier()  # the next head overwrites the logits

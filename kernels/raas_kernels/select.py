@@ -9,6 +9,8 @@ RAAS_PAPER = tl.constexpr(2)
 WINDOW = tl.constexpr(3)
 RANDOM = tl.constexpr(4)
 H2O = tl.constexpr(5)
+# Above every key of `keys_of`.
+TAKEN = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
@@ -22,11 +24,26 @@ def mixed(step, layer_id, head):
 
 
 @triton.jit
-def smallest(values, places):
-    """Returns the place of the smallest value [N], the lowest of them; a NaN is below all."""
+def _order(values):
+    """Returns uint32 in the order of the floats; a NaN is below all, and -0.0 is no less than 0."""
     values = tl.where(values == values, values, float("-inf"))
-    least = tl.min(values, axis=0)
-    return tl.min(tl.where(values == least, places, 2147483647), axis=0)
+    bits = tl.where(values == 0.0, 0.0, values).to(tl.uint32, bitcast=True)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+
+
+@triton.jit
+def keys_of(values, places):
+    """Returns int64 in the order of the values [N], then of the places, so one minimum finds both.
+
+    The lower 31 bits are the place.
+    """
+    return (_order(values).to(tl.int64) << 31) | places.to(tl.int64)
+
+
+@triton.jit
+def place_of(key):
+    """Returns the place in a key of `keys_of`."""
+    return (key & 0x7FFFFFFF).to(tl.int32)
 
 
 @triton.jit
@@ -36,10 +53,7 @@ def largest(scores, candidate, count):
     Finds a threshold bit by bit instead of sorting: 32 counts over registers, which stay cheap for
     large budgets where comparing every two would not.
     """
-    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.uint32, bitcast=True)  # -0.0 is no less
-    # Unsigned integers in the order of the floats; 0, below them all, for whom nobody may choose.
-    order = tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
-    order = tl.where(candidate, order, 0)
+    order = tl.where(candidate, _order(scores), 0)  # below them all who may not be chosen
     # Largest threshold that `count` candidates reach; 0 if there are fewer, and then all are above.
     threshold = tl.zeros((), tl.uint32)
     bit = tl.full((), 0x80000000, tl.uint32)

@@ -106,7 +106,7 @@ class Engine:
         # Fewer programs than there are heads to score, so that each takes some.
         columns = 1 << (self.group - 1).bit_length()
         self.scratch = ScoreScratch(
-            integers(rows), integers(1), nan(3, tokens, columns), nan(3, tokens)
+            integers(rows), integers(1), nan(3, tokens + 1, columns), nan(3, tokens)
         )
 
     def _lay_out(self):

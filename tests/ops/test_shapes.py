@@ -98,7 +98,7 @@ class Rows:
         scratch = ScoreScratch(
             torch.full(most[1:], -77, **unwritten),
             torch.full((1,), -77, **unwritten),
-            torch.full((self.programs, self.tokens, columns), float("nan")),
+            torch.full((self.programs, self.tokens + 1, columns), float("nan")),
             torch.full((self.programs, self.tokens), float("nan")),
         )
         keys = self.small((self.layers, self.total, self.heads, self.dim))

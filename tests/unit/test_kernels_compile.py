@@ -33,8 +33,8 @@ KERNELS = {
         score_tokens._score_tokens_kernel,
         {
             **HEADS,
-            **{"BLOCK_GROUP": 8, "COLUMNS": 16, "TILE_TOKENS": 64, "BLOCK_TOKENS": 1024},
-            **{"VICTIMS": 8, "WIDE": False},
+            **{"BLOCK_GROUP": 8, "COLUMNS": 16, "TILE_TOKENS": 64, "TOKENS": 256},
+            **{"BLOCK_TOKENS": 1024, "VICTIMS": 8, "WIDE": False},
         },
     ),
 }
