@@ -53,7 +53,7 @@ def pictures(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def data(rows: Sequence[Row]) -> str:
     """Returns all that a picture shows, as text; equal texts are equal pictures."""
-    names = ("task", "method", "budget", "n", "right", "unanswered", "tokens_mean")
+    names = ("task", "method", "budget", "n", "right", "answers", "unanswered", "tokens_mean")
     shown = [[row[name] for name in names] for row in rows]
     return json.dumps(shown, separators=(",", ":"))
 
@@ -78,7 +78,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _fill(panel, [row for row in rows if row["task"] == task], measure)
         across[0].set_ylabel(title)
     for top, bottom, task in zip(panels[0], panels[-1], tasks, strict=True):
-        top.set(title=task, ylim=(-3, 103))
+        top.set(title=task)
+        top.set_ylim(bottom=0)
         bottom.set_xlabel("budget L, tokens")
     handles = {h.get_label(): h for p in panels[0] for h in p.get_legend_handles_labels()[0]}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
@@ -110,7 +111,11 @@ def _fill(panel, rows: Sequence[Row], measure: Measure) -> None:
 
 
 def _unanswered(row: Row) -> float | None:
-    return None if row["unanswered"] is None else 100 * float(row["unanswered"]) / float(row["n"])
+    return (
+        None
+        if row["unanswered"] is None
+        else 100 * float(row["unanswered"]) / float(row["answers"])
+    )
 
 
 def _tokens(row: Row) -> float | None:

@@ -79,6 +79,7 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
         "budget": budget,
         "n": len(flags),
         "right": right,
+        "answers": len(samples),
         "wilson95": [round(x, 4) for x in wilson(right, len(flags))],
         **(endings if is_whole else dict.fromkeys(endings)),
         "asked": to_hex(place in flags for place in range(max(flags) + 1)),

@@ -5,7 +5,15 @@
 
 from collections.abc import Callable
 
-from accuracy.comparison import is_real, over_budget, stored_rows
+from accuracy.comparison import (
+    best_control,
+    by_task,
+    is_real,
+    mark,
+    over_budget,
+    share,
+    stored_rows,
+)
 from accuracy.significance import mcnemar
 from accuracy.summary import Row, problems
 from table import NOTHING, markdown
@@ -31,6 +39,23 @@ def real() -> str:
     return over_budget([row for row in stored_rows() if is_real(row)])
 
 
+def front() -> str:
+    """Real questions for the front page: dense, `raas` and the best control beside each other."""
+    lines = []
+    for task, group in by_task(row for row in stored_rows() if is_real(row)).items():
+        dense = group["dense", None]
+        for budget in sorted(budget for method, budget in group if method == "raas"):
+            row = group["raas", budget]
+            control = best_control(row, group)
+            against = "" if control is None else f"{share(control):.1f} (`{control['method']}`)"
+            length = f"{dense['tokens_mean']:,.0f}"
+            name = task.partition(", ")[2]
+            said = f"{share(row):.1f}{mark(row, group)}"
+            lines.append([name, length, str(budget), f"{share(dense):.1f}", said, against])
+    head = ["questions", "tokens of an answer", "L", "dense", "`raas`", "best control"]
+    return markdown(head, lines) if lines else NOTHING
+
+
 def reasoner() -> str:
     """The bundled reasoner's regimes."""
     return over_budget([row for row in stored_rows() if not is_real(row)])
@@ -39,9 +64,7 @@ def reasoner() -> str:
 def study() -> str:
     """Rules in plain torch, each with the prompt pinned; a star marks what differs from raas's."""
     rows = {(row["task"], row["budget"], row["rule"]): row for row in stored_rows("rule_study")}
-    cells = sorted(
-        {(task, budget) for task, budget, rule in rows if rule == "rkv"}, key=lambda c: c[0]
-    )
+    cells = sorted((task, budget) for task, budget, rule in rows if rule == "rkv" and budget)
     ours = next(rule for rule, name in STUDIED.items() if "raas" in name)
     lines = [
         [name, *(_studied(rows, (task, budget), rule, ours) for task, budget in cells)]
@@ -65,6 +88,7 @@ def _studied(
 
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy": real,
+    "accuracy-front": front,
     "accuracy-reasoner": reasoner,
     "rule-study": study,
 }
