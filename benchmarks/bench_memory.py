@@ -101,8 +101,7 @@ def used_mib(arm: Arm | None) -> float:
         return float(used[0])
     if arm is None or arm.server.process is None:
         return 0.0
-    server = psutil.Process(arm.server.process.pid)
-    family = [server, *server.children(recursive=True)]
+    family = psutil.Process(arm.server.process.pid).children(recursive=True)
     return sum(process.memory_info().rss for process in family) / 2**20
 
 

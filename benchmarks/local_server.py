@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import requests
 
 REASONER = Path(__file__).parent / "reasoner" / "model"
 _SERVED = (REASONER.parent / "served").resolve()
+GUARD = Path(__file__).parent / "guard.py"
 # SGLang's default grammar backend pins memory, which ends its scheduler where there is no GPU.
 CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "bfloat16"),
@@ -32,6 +34,8 @@ STRICT = {
 
 class LocalServer:
     """Starts `python -m sglang.launch_server` and stops it with everything it started.
+
+    A guard stops it as well when this process ends without doing so, even if it is killed.
 
     Args:
         flags: Command line after ``--model-path``; a port is chosen.
@@ -71,8 +75,9 @@ class LocalServer:
         """
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                self.command,
+                [sys.executable, str(GUARD), *self.command],
                 env=self.environment,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -99,14 +104,25 @@ class LocalServer:
         self.process = None
 
     def is_alive(self) -> bool:
-        """Whether the server's main process runs."""
+        """Whether the server's main process runs, and its guard with it."""
         return self.process is not None and self.process.poll() is None
 
     def used_tokens(self) -> int:
         """Tokens of the pool that requests hold, and of the radix tree what they need."""
+        return sum(rank["num_used_tokens"] for rank in self._loads())
+
+    def running_and_waiting(self) -> tuple[int, int]:
+        """Requests that run and that wait, of all ranks."""
+        loads = self._loads()
+        names = ("num_running_reqs", "num_waiting_reqs")
+        running, waiting = (sum(rank[name] for rank in loads) for name in names)
+        return running, waiting
+
+    def _loads(self) -> list[dict[str, Any]]:
         answer = requests.get(self.url + "/v1/loads?include=all", timeout=600)
         answer.raise_for_status()
-        return sum(rank["num_used_tokens"] for rank in answer.json()["loads"])
+        loads: list[dict[str, Any]] = answer.json()["loads"]
+        return loads
 
     def log(self) -> str:
         """The server's output so far."""

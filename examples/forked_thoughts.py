@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sglang as sgl
+from sglang.srt.utils import kill_itself_when_parent_died
 
 from raas_sglang import lang as raas
 from reasoner.problem import ANSWER_TOKENS, make_problem
@@ -109,5 +110,7 @@ def main() -> None:
     print(f"vote: {winner} ({votes} of {len(answers)}), right answer: {problem.answer}")
 
 
-if __name__ == "__main__":  # sgl.Runtime starts processes that import this file
+if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # in the processes of sgl.Runtime, which import this file
+    kill_itself_when_parent_died()
