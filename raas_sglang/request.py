@@ -27,6 +27,11 @@ class RequestOptions:
     budget: int
     evicts: bool
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it can never hold more than P + L slots; true of every policy but dense."""
+        return self.policy is not Policy.DENSE
+
 
 def parse_options(
     custom_params: Any, config: RaasConfig | None, context_len: int, max_new_tokens: int | None
@@ -140,8 +145,8 @@ class RequestState:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it can never hold more than P + L slots; true of every policy but dense."""
-        return self.options.policy is not Policy.DENSE
+        """Whether it can never hold more than P + L slots, as of its options."""
+        return self.options.is_bounded
 
     @property
     def capacity(self) -> int:

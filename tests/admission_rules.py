@@ -11,17 +11,23 @@ from memory_model import ModelRequest, require
 
 
 def check_refusal(
-    req: Req, prompt_len: int, asked: tuple[int, int], page_size: int, slots: int
+    req: Req, prompt_len: int, asked: tuple[int, int | None], page_size: int, slots: int
 ) -> bool:
-    """A request that is not dense is refused if it can never fit, else its limit stays.
+    """A request is refused if it can never fit; else the limit of one that is not dense stays.
 
-    ``asked`` is its ``max_new_tokens`` and its budget. Returns whether it was refused, rightly.
+    ``asked`` is its ``max_new_tokens`` and its budget, None if it is dense; then it needs room for
+    its prompt and one token. Returns whether it was refused, rightly.
     """
-    pages = -(-(prompt_len + min(asked)) // page_size) + 1
-    fits = pages * page_size < slots
-    require(fits == (req.to_finish is None), "refusal", f"{pages} pages: {req.to_finish}")
+    most, budget = asked
     limit = req.sampling_params.max_new_tokens
-    require(not fits or limit == asked[0], "unclipped", f"{limit} of {asked[0]} tokens")
+    if budget is None:
+        needed = -(-prompt_len // page_size) * page_size + 1
+    else:
+        needed = -(-(prompt_len + min(most, budget)) // page_size) * page_size
+    fits = needed + page_size < slots
+    require(fits == (req.to_finish is None), "refusal", f"{needed} slots: {req.to_finish}")
+    unclipped = limit == most if budget is not None else 0 < limit <= most
+    require(not fits or unclipped, "unclipped", f"{limit} of {most} tokens")
     return not fits
 
 

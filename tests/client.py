@@ -1,7 +1,9 @@
 """What the tests ask a server."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import requests
 
@@ -26,6 +28,27 @@ def generate(server, prompt, policy=None, budget=None, tokens=64, **extra) -> di
     response = post(server, "/generate", request(prompt, policy, budget, tokens, **extra))
     assert response.status_code == 200, response.text
     return response.json()
+
+
+def events(server, body: dict, route: str = "/generate"):
+    """Yields the events of a streamed answer, which must begin with status 200."""
+    with requests.post(
+        server.url + route, json={**body, "stream": True}, stream=True, timeout=TIMEOUT_S
+    ) as response:
+        assert response.status_code == 200, response.text
+        for line in response.iter_lines():
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
+
+
+@contextmanager
+def paused(server, mode: str = "retract"):
+    """Retracts all that runs, or holds it in place, while the block runs."""
+    assert post(server, "/pause_generation", {"mode": mode}).ok
+    try:
+        yield
+    finally:
+        assert post(server, "/continue_generation", {}).ok
 
 
 def request(prompt, policy=None, budget=None, tokens=64, **extra) -> dict:

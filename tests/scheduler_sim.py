@@ -152,9 +152,10 @@ class Simulation:
             req = Req(f"{number:09d}", "", array("q", prompt), params, **named)
             known = req.to_finish is None
             self.scheduler.init_req_max_new_tokens(req)
-        if known and policy != "dense":
+        if known:
             size, slots = self.settings[:2]
-            refused = check_refusal(req, len(prompt), (max_new, budget), size, slots)
+            asked = (max_new, None if policy == "dense" else budget)
+            refused = check_refusal(req, len(prompt), asked, size, slots)
             self.counts["refused"] += refused
         self.scheduler._add_request_to_queue(req)
         prompt = list(req.origin_input_ids)  # one token if the request was refused

@@ -1,21 +1,21 @@
 """What a server must do whose pool of 144 tokens is smaller than what it is asked to generate."""
 
-import json
 import threading
-
-import requests
+import time
 
 from client import (
-    TIMEOUT_S,
     assert_report,
+    events,
     flush_cache,
     generate,
+    paused,
     post,
     problem,
     request,
     together,
     token_ids,
 )
+from raas_sglang.request import REPORT_FIELDS
 
 POOL = 144  # of the fixtures
 CHUNK = 32  # longer prompts are computed in pieces
@@ -60,19 +60,13 @@ def assert_dense_neighbours_give_way(small_server) -> None:
 def assert_interruption_beyond_the_pool(small_server, tokens: int) -> None:
     """The boundary stays, the last 64 tokens stay, and the answer comes as long as asked for."""
     ids = prompt(small_server)
-    body = request(ids, "raas", 64, tokens, stream=True, **FOREVER)
-    url, last = small_server.url + "/generate", {}
-    with requests.post(url, json=body, stream=True, timeout=TIMEOUT_S) as lines:
-        for line in filter(lambda line: line.startswith(b"data: {"), lines.iter_lines()):
-            before, last = last, json.loads(line[6:])
-            count = last["meta_info"]["completion_tokens"]
-            if count > POOL + 20 >= before.get("meta_info", {}).get("completion_tokens", 0):
-                assert post(small_server, "/pause_generation", {"mode": "retract"}).ok
-                resumed = threading.Timer(
-                    0.5, lambda: post(small_server, "/continue_generation", {})
-                )
-                resumed.start()
-    resumed.join()
+    last: dict = {}
+    for event in events(small_server, request(ids, "raas", 64, tokens, **FOREVER)):
+        before, last = last, event
+        count = last["meta_info"]["completion_tokens"]
+        if count > POOL + 20 >= before.get("meta_info", {}).get("completion_tokens", 0):
+            with paused(small_server):
+                pass
     assert_report(last, "raas", 64)
     info = last["meta_info"]
     assert info["num_retractions"] == 1
@@ -86,3 +80,62 @@ def assert_refusal_of_what_can_never_fit(small_server) -> None:
         assert response.status_code == status, response.text
     assert "must fit into the KV cache with a page to spare (142 tokens)" in response.text
     assert "prompt (40 tokens) and kept tokens (112" in response.text
+
+
+def assert_refusals_come_before_the_answer(small_server) -> None:
+    """With status 400 and their own reason on every route, streamed or not, for every policy."""
+    chosen = ({"kv_policy": "dense"}, {"kv_policy": "raas", "kv_budget": 112})
+    ids = {"dense": [5] * (POOL - 2), "raas": prompt(small_server)}
+    for custom in chosen:
+        asked = ids[custom["kv_policy"]]
+        params = {"max_new_tokens": 120, "custom_params": custom}
+        probabilities = {"return_logprob": True, "logprob_start_len": 30}
+        generated = {"input_ids": asked, "sampling_params": params}
+        completed = {"model": "m", "prompt": asked, "max_tokens": 120, "custom_params": custom}
+        for route, body in (
+            ("/generate", generated),
+            ("/generate", {**generated, **probabilities}),
+            ("/v1/completions", completed),
+        ):
+            for stream in (False, True):
+                response = post(small_server, route, {**body, "stream": stream})
+                assert response.status_code == 400, response.text
+                assert "must fit into the KV cache" in response.text
+                assert "output_ids" not in response.text
+
+
+def assert_a_prompt_just_below_the_pool(small_server) -> None:
+    """SGLang takes prompts of up to six tokens less than the pool."""
+    answer = generate(small_server, [5] * (POOL - 7), "dense", tokens=120, **FOREVER)
+    assert_report(answer, "dense", None)
+    assert answer["meta_info"]["completion_tokens"] == 5
+
+
+def assert_an_answer_without_tokens_has_its_report(small_server) -> None:
+    ids = prompt(small_server)
+    (streamed,) = events(small_server, request(ids, "raas", 64, 0))
+    for answer in (generate(small_server, ids, "raas", 64, 0), streamed):
+        assert_report(answer, "raas", 64)
+        assert answer["meta_info"]["completion_tokens"] == 0
+
+
+def assert_who_is_aborted_while_waiting_answers(small_server) -> None:
+    """One that never ran has a report and the length of its prompt too."""
+    ids, answers = prompt(small_server), []
+    waiting = request(ids, "raas", 64, 100, rid="waiting", **FOREVER)
+    thread = threading.Thread(
+        target=lambda: answers.append(post(small_server, "/generate", waiting).json())
+    )
+    for event in events(small_server, request(ids, "raas", 64, 4000, rid="running", **FOREVER)):
+        if event["meta_info"]["completion_tokens"] == 1:
+            thread.start()
+            while small_server.running_and_waiting() != (1, 1):
+                time.sleep(0.05)
+            post(small_server, "/abort_request", {"rid": "waiting"})
+            thread.join()
+            post(small_server, "/abort_request", {"rid": "running"})
+    assert_report(event, "raas", 64)
+    info = answers[0]["meta_info"]
+    assert info["finish_reason"]["type"] == "abort"
+    assert (info["prompt_tokens"], info["completion_tokens"]) == (len(ids), 0)
+    assert [info[name] for name in REPORT_FIELDS] == ["raas", 64, 0, 0, 0]

@@ -8,10 +8,12 @@ from sglang.srt.plugins import load_plugins
 from raas_sglang.config import RaasConfig
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import ServerArgs
 
 _ATTRIBUTE = "raas_config"
 _SLOTS = "raas_request_slots"
+_POOL = "raas_pool_tokens"
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,14 @@ def request_slots_of(server_args: "ServerArgs") -> int:
     """Returns for how many requests this process sized its eviction state."""
     slots: int = getattr(server_args, _SLOTS)
     return slots
+
+
+def attach_pool_tokens(tokenizer_manager: "TokenizerManager", tokens: int) -> None:
+    """Stores how many tokens the pool of a scheduler holds, once it is ready."""
+    setattr(tokenizer_manager, _POOL, tokens)
+
+
+def pool_tokens_of(tokenizer_manager: "TokenizerManager") -> int:
+    """Returns how many tokens the pool of a scheduler holds."""
+    tokens: int = getattr(tokenizer_manager, _POOL)
+    return tokens

@@ -1,16 +1,21 @@
-"""`sglang.srt.entrypoints.engine`: the parent hears from each scheduler that the policy is on.
+"""`sglang.srt.entrypoints.engine`: what the parent hears from each scheduler when it is ready.
 
 Why: a scheduler process that did not load the plugin would serve every request dense and say
-nothing. How: ours add a word to what they report when they are ready. Remove when: SGLang stops a
-process whose plugin failed.
+nothing; and a prompt that the pool can never hold must be refused before its answer begins. How:
+ours add a word to what they report, and the pool's size in it goes to the tokenizer manager. Remove
+when: SGLang stops a process whose plugin failed, and checks prompts against the pool there.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
 from sglang.srt.plugins.hook_registry import HookType
 
+from raas_patches.active import attach_pool_tokens
 from raas_patches.seam import Seam
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 
 def wait_for_scheduler_ready(infos: list[dict[str, Any]], *_: Any) -> list[dict[str, Any]]:
@@ -31,6 +36,17 @@ def wait_for_scheduler_ready(infos: list[dict[str, Any]], *_: Any) -> list[dict[
     return infos
 
 
+def set_startup_time(
+    tokenizer_manager: "TokenizerManager", scheduler_init_result: Any, startup_tic: float
+) -> None:
+    """Before `Engine._set_startup_time`: the tokenizer manager learns the pool's size.
+
+    SGLang has both in hand there, and has loaded plugins by then in every process that serves.
+    """
+    infos = scheduler_init_result.scheduler_infos
+    attach_pool_tokens(tokenizer_manager, infos[0]["max_total_num_tokens"])
+
+
 SEAMS = (
     Seam(
         "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
@@ -39,5 +55,13 @@ SEAMS = (
         ("scheduler_pipe_readers", "scheduler_procs"),
         "refuses a scheduler that did not load the plugin",
         "SGLang stops a process whose plugin failed",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.engine.Engine._set_startup_time",
+        HookType.BEFORE,
+        set_startup_time,
+        ("tokenizer_manager", "scheduler_init_result", "startup_tic"),
+        "tells the tokenizer manager how many tokens the pool holds",
+        "SGLang checks prompts against the pool before it answers",
     ),
 )

@@ -18,7 +18,16 @@ class TokenReports:
         self._state = state
 
     def __getitem__(self, sent: slice) -> list[dict[str, Any] | None]:
-        count = max(0, sent.stop - (sent.start or 0))
-        if count == 0:
-            return []
+        # At least one, since a message without new tokens may be the only one or the last.
+        count = max(1, sent.stop - (sent.start or 0))
         return [None] * (count - 1) + [self._state.report()]
+
+
+def show_report(meta_info: dict[str, Any]) -> None:
+    """Makes the latest report plain fields of ``meta_info``, where there is one.
+
+    It is looked for from the end, since a stream that is not incremental shows all tokens so far
+    with each message.
+    """
+    entries = reversed(meta_info.pop(REPORT_KEY, ()))
+    meta_info.update(next((entry for entry in entries if entry is not None), {}))

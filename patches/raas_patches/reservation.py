@@ -1,4 +1,4 @@
-"""How many slots a request can come to hold.
+"""How many slots a request can come to hold, and which requests can never have them.
 
 A request of any policy but dense never holds more than its prompt and min(max_new_tokens, L)
 generated tokens, so that much is reserved in full when it is admitted, and it is never retracted
@@ -9,8 +9,49 @@ from typing import TYPE_CHECKING
 
 from sglang.srt.utils.common import ceil_align
 
+from raas_sglang.request import RequestOptions
+
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+
+
+def refusal(
+    options: RequestOptions, prompt_len: int, new_tokens: int, page_size: int, pool: int
+) -> str | None:
+    """Says why a request could never be admitted, not even by an empty server, or None.
+
+    It would wait for ever, and block the queue for everybody.
+
+    Args:
+        options: What it asked for.
+        prompt_len: Tokens of its prompt.
+        new_tokens: Tokens that it may generate.
+        page_size: Tokens of a page of the pool.
+        pool: Tokens that the pool holds.
+    """
+    if options.is_bounded:
+        kept = min(new_tokens, options.budget)
+        needed = ceil_align(prompt_len + kept, page_size)
+        what = f"kept tokens ({kept}, the smaller of max_new_tokens and kv_budget)"
+        advice = "send a shorter prompt or a smaller kv_budget"
+    else:  # SGLang lets it generate what the pool has room for
+        first = min(new_tokens, 1)
+        needed = ceil_align(prompt_len, page_size) + first
+        what, advice = f"generated tokens (at least {first})", "send a shorter prompt"
+    if needed + page_size < pool:
+        return None
+    return (
+        f"prompt ({prompt_len} tokens) and {what} must fit into the KV cache with a page to spare "
+        f"({usable(page_size, pool)} tokens); {advice}"
+    )
+
+
+def usable(page_size: int, pool: int) -> int:
+    """Tokens of a pool, in whole pages, that one request can be given.
+
+    SGLang's allocator asks for a page more than it takes, and for less than the pool.
+    """
+    return (pool - page_size - 1) // page_size * page_size
 
 
 def is_bounded(req: "Req") -> bool:

@@ -42,6 +42,14 @@ def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
         self.set_finish_with_abort(problem)
 
 
+def set_finish_with_abort(
+    original: Callable[["Req", str], None], self: "Req", error_msg: str
+) -> None:
+    """Around it: the first reason stands; later checks see the one token that is left of it."""
+    if self.to_finish is None:
+        original(self, error_msg)
+
+
 def effective_kv_committed_len(original: Callable[["Req"], int], self: "Req") -> int:
     """Around it: what the radix tree may take. `tree_purity`: never what was overwritten.
 
@@ -110,6 +118,14 @@ SEAMS = (
         None,
         "holds policy, budget and progress of a request",
         "SGLang lets plugins attach state to a request",
+    ),
+    Seam(
+        _PATH + "Req.set_finish_with_abort",
+        HookType.AROUND,
+        set_finish_with_abort,
+        ("self", "error_msg"),
+        "keeps the reason for which a request was refused",
+        "SGLang stops checking a request that it has refused",
     ),
     Seam(
         _PATH + "Req.effective_kv_committed_len",

@@ -6,6 +6,7 @@ happened. Remove when: SGLang lets plugins validate requests and add to `meta_in
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from raas_patches.active import required_config
 from raas_patches.preference import with_preference
-from raas_patches.report import REPORT_KEY
+from raas_patches.prompt_length import fit_prompt
+from raas_patches.report import show_report
 from raas_patches.seam import Seam
 from raas_sglang.request import parse_options
 
@@ -30,7 +32,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
-    parse_options(
+    options = parse_options(
         params.get("custom_params"),
         required_config(self.server_args),
         self.context_len,
@@ -38,6 +40,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     )
     _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
     _refuse_unknown_parameters(self, params, limit)
+    fit_prompt(self, obj, input_ids, options, self.context_len if limit is None else limit)
 
 
 def _refuse_unknown_parameters(
@@ -72,14 +75,18 @@ async def wait_one_response(
 ) -> AsyncIterator[dict[str, Any]]:
     """Around `_wait_one_response`: the latest report becomes fields of `meta_info`.
 
-    It is borne by the last token; looked for from the end, since a stream that is not incremental
-    shows all tokens so far with each message.
+    Raises:
+        ValueError: the scheduler refused the request. A stream would begin with a token that is no
+            part of an answer; SGLang raises this itself where there is no stream.
     """
+    has_begun = False
     async with aclosing(original(*args, **kwargs)) as responses:  # type: ignore[type-var]
         async for response in responses:
-            meta_info = response.get("meta_info", {})
-            entries = reversed(meta_info.pop(REPORT_KEY, ()))
-            meta_info.update(next((entry for entry in entries if entry is not None), {}))
+            reason = response["meta_info"].get("finish_reason") or {}
+            if not has_begun and reason.get("status_code") == HTTPStatus.BAD_REQUEST:
+                raise ValueError(reason["message"])
+            has_begun = True
+            show_report(response["meta_info"])
             yield response
 
 

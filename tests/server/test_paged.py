@@ -2,7 +2,7 @@
 
 import pytest
 
-from client import EVICTING, assert_report, generate, problem, together, token_ids
+from client import EVICTING, assert_report, generate, post, problem, request, together, token_ids
 
 LONG = {"sampling_params": {"ignore_eos": True}}
 
@@ -40,3 +40,12 @@ def test_tree_purity_with_pages(paged_server, past):
     cached = generate(paged_server, again, "dense", tokens=1)["meta_info"]["cached_tokens"]
     kept = len(ids) + budget if past == 0 else len(ids)
     assert cached == kept // 16 * 16, "whole pages of what was never overwritten"
+
+
+def test_a_dense_prompt_close_to_the_pool_halts_nobody(paged_server):
+    """In whole pages it would leave none for its first token, and wait for ever."""
+    response = post(paged_server, "/generate", request([5] * 7969, "dense", tokens=8))
+    assert response.status_code == 400, response.text
+    assert "prompt (7969 tokens)" in response.text
+    assert "must fit into the KV cache with a page to spare (7968 tokens)" in response.text
+    assert_report(generate(paged_server, [5] * 20, "dense", tokens=2), "dense", None)

@@ -1,0 +1,102 @@
+"""`sglang.srt.entrypoints.http_server`: a streamed request that is refused gets the status for it.
+
+Why: `/generate` sends status 200 before it looks at a request that streams, and the refusal as the
+first event. How: a middleware holds the head of a stream back until its first event; the OpenAI
+routes of SGLang wait for it as well. Remove when: SGLang validates before it begins a stream.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.entrypoints import http_server
+from sglang.srt.plugins.hook_registry import HookType
+
+from raas_patches.seam import Seam
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_EVENT = b"data: "
+_HEAD, _BODY = "http.response.start", "http.response.body"
+
+
+class RefusedStreams:
+    """Answers a stream whose first event is an error with that error and its status.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self._app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Handles one request as ASGI says."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        head: Message | None = None
+        is_refused = False
+
+        async def send_in_time(message: "Message") -> None:
+            nonlocal head, is_refused
+            if message["type"] == _HEAD and _is_stream(message):
+                head = message
+                return
+            if head is not None:
+                error = _error_of(message.get("body", b""))
+                is_refused = error is not None
+                if error is not None:
+                    body = json.dumps({"error": error}).encode()
+                    await send({**head, "status": error["code"], "headers": _headers(body)})
+                    await send({"type": _BODY, "body": body})
+                else:
+                    await send(head)
+                head = None
+            if not is_refused:
+                await send(message)
+
+        await self._app(scope, receive, send_in_time)
+
+
+def _is_stream(head: "Message") -> bool:
+    kind: bytes = dict(head.get("headers", ())).get(b"content-type", b"")
+    return head["status"] == 200 and kind.startswith(b"text/event-stream")
+
+
+def _error_of(event: bytes) -> dict[str, Any] | None:
+    """The error that an event is, if it is one with a status."""
+    if not event.startswith(_EVENT + b'{"error"'):
+        return None
+    error = json.loads(event.removeprefix(_EVENT))["error"]
+    return error if isinstance(error, dict) and isinstance(error.get("code"), int) else None
+
+
+def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+
+
+def setup_and_run_http_server(*_: Any, **__: Any) -> None:
+    """Before `_setup_and_run_http_server`: the application is complete and not yet running."""
+    http_server.app.add_middleware(RefusedStreams)
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        HookType.BEFORE,
+        setup_and_run_http_server,
+        (
+            "server_args",
+            "tokenizer_manager",
+            "template_manager",
+            "port_args",
+            "scheduler_infos",
+            "subprocess_watchdog",
+            "execute_warmup_func",
+            "launch_callback",
+        ),
+        "answers a refused stream with the status of the refusal",
+        "SGLang validates a request before it begins a stream",
+    ),
+)
