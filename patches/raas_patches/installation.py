@@ -25,6 +25,7 @@ WITH_POLICY = (
     "tokenizer_manager",
     "schedule_policy",
     "max_new_tokens",
+    "waiting_queue",
     "new_token_ratio",
     "schedule_batch",
     "allocation",

@@ -44,7 +44,8 @@ def observed():
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--max-total-tokens", "20000")
     trace = ("--kv-trace-endpoint", endpoint, "--kv-trace-interval", "1")
-    with start_server(*flags, *trace, "--enable-metrics", "--decode-log-interval", "20") as server:
+    logs = ("--decode-log-interval", "20", "--log-requests", "--log-requests-level", "0")
+    with start_server(*flags, *trace, "--enable-metrics", *logs) as server:
         received = []
         stop = threading.Event()
 
@@ -106,6 +107,19 @@ def test_counters_follow_an_aborted_request_to_its_end(observed):
     info = answers[0].json()["meta_info"]
     assert info["finish_reason"]["type"] == "abort"
     assert scrape(server)[name] - before == info["evicted_tokens"]
+
+
+def test_the_log_of_an_answer_is_its_report_whatever_its_length(observed):
+    lines = [line for line in observed.server.log().splitlines() if "Finish: obj=" in line]
+    said = {}
+    for info in observed.answers:
+        (line,) = (line for line in lines if info["id"] in line)
+        assert f"'evicted_tokens': {info['evicted_tokens']}" in line
+        assert "raas_report" not in line
+        assert "None, None" not in line
+        said[info["completion_tokens"], info["kv_policy"]] = len(line)
+    short, long = said[97, "raas"], said[150, "raas"]
+    assert abs(short - long) < 40, "digits of numbers"
 
 
 def gauges(server) -> tuple:

@@ -1,4 +1,4 @@
-"""Priority scheduling and `--max-running-requests`: who is more urgent takes a running place."""
+"""Priority scheduling, limits of what runs and waits, and prompts that are cut to the pool."""
 
 import re
 import threading
@@ -7,21 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from client import assert_report, flush_cache, generate, problem
+from client import assert_report, flush_cache, generate, paused, problem
 from conftest import start_server
 from local_server import LocalServer
 
 FOREVER = {"sampling_params": {"ignore_eos": True}}
-BUDGET, TOKENS = 32, 400
+BUDGET, TOKENS, POOL = 32, 400, 2000
 
 
 @pytest.fixture(scope="module")
 def priority_server() -> Iterator[LocalServer]:
-    """Two requests at a time, the most urgent ones."""
-    flags = ("--kv-policy", "raas", "--kv-budget", str(BUDGET), "--max-total-tokens", "2000")
+    """Two requests at a time, the most urgent ones; one may wait; long prompts are cut."""
+    flags = ("--kv-policy", "raas", "--kv-budget", str(BUDGET), "--max-total-tokens", str(POOL))
     schedule = ("--enable-priority-scheduling", "--priority-scheduling-preemption-threshold", "0")
-    few = ("--max-running-requests", "2", "--decode-log-interval", "1")
-    with start_server(*flags, *schedule, *few) as running:
+    few = ("--max-running-requests", "2", "--max-queued-requests", "1")
+    more = ("--allow-auto-truncate", "--decode-log-interval", "1")
+    with start_server(*flags, *schedule, *few, *more) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
@@ -38,8 +39,7 @@ def test_an_urgent_request_interrupts_a_saturated_one(priority_server):
         order.append(number)
 
     patient = [threading.Thread(target=ask, args=(n, 0, TOKENS)) for n in (0, 1)]
-    for thread in patient:
-        thread.start()
+    start_one_by_one(priority_server, patient)
     while "#running-req: 2" not in priority_server.log() or saturated(priority_server) < 2 * BUDGET:
         assert all(thread.is_alive() for thread in patient)
         time.sleep(0.05)
@@ -57,6 +57,45 @@ def test_an_urgent_request_interrupts_a_saturated_one(priority_server):
     assert max(running) == 2
     flush_cache(priority_server)
     assert priority_server.used_tokens() == 0
+
+
+def start_one_by_one(server, threads) -> None:
+    """Starts each when the one before it runs, since only one may wait."""
+    for number, thread in enumerate(threads, start=1):
+        thread.start()
+        while server.running_and_waiting() != (number, 0):
+            assert thread.is_alive()
+            time.sleep(0.05)
+
+
+def test_a_full_queue_ends_none_that_had_begun(priority_server):
+    """Both are retracted, and wait where only one may."""
+
+    def begin(number: int) -> None:
+        prompt = problem(8, inputs=number).prompt
+        extra = {"priority": number, **FOREVER}
+        answers[number] = generate(priority_server, prompt, "raas", BUDGET, TOKENS, **extra)
+
+    answers: dict[int, dict] = {}
+    begun = [threading.Thread(target=begin, args=(number,)) for number in (1, 2)]
+    start_one_by_one(priority_server, begun)
+    with paused(priority_server):
+        pass
+    for thread in begun:
+        thread.join()
+    for answer in answers.values():
+        assert_report(answer, "raas", BUDGET)
+        assert answer["meta_info"]["completion_tokens"] == TOKENS
+        assert answer["meta_info"]["num_retractions"] == 1
+
+
+@pytest.mark.parametrize("policy", ["dense", "raas", "window"])
+def test_a_prompt_beyond_the_pool_is_cut_alike_for_every_policy(priority_server, policy):
+    answer = generate(priority_server, [5] * (POOL + 500), policy, tokens=40, **FOREVER)
+    assert_report(answer, policy, None if policy == "dense" else BUDGET)
+    info = answer["meta_info"]
+    assert info["prompt_tokens"] == POOL - 2 - BUDGET
+    assert info["completion_tokens"] == (BUDGET if policy == "dense" else 40)
 
 
 def saturated(server) -> int:
