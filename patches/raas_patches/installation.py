@@ -22,6 +22,7 @@ WITH_POLICY = (
     "engine",
     "http_server",
     "routes",
+    "request_logger",
     "tokenizer_manager",
     "schedule_policy",
     "max_new_tokens",
