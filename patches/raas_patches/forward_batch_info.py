@@ -66,6 +66,10 @@ def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> No
     forward_batch.positions = forward_batch.positions + moved
     if forward_batch.mrope_positions is not None:
         forward_batch.mrope_positions = forward_batch.mrope_positions + moved
+    # For `model_runner`, which samples the next token of each row.
+    forward_batch.raas_skipped_lens = torch.tensor(
+        [skipped for _, skipped in gaps], dtype=torch.int64
+    ).to(forward_batch.seq_lens.device, non_blocking=True)
 
 
 SEAMS = (

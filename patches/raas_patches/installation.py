@@ -33,6 +33,7 @@ WITH_POLICY = (
     "kv_release",
     "kv_cache_configurator",
     "forward_batch_info",
+    "model_runner",
     "fused_kv_store",
     "pool_stats_observer",
     "metrics_reporter",

@@ -6,6 +6,7 @@ import torch
 
 from raas_kernels import Policy
 from raas_patches.forward_batch_info import init_new
+from raas_patches.model_runner import sample
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestOptions, RequestState
 from raas_sglang.state import EvictionState, StateShape
@@ -25,7 +26,8 @@ def made_by_sglang(mode, **fields):
 
 
 def positions_after(requests, extend_lens, positions, **fields):
-    original = made_by_sglang("extend", positions=torch.tensor(positions))
+    lens = torch.tensor([r.raas.prompt_len for r in requests])
+    original = made_by_sglang("extend", positions=torch.tensor(positions), seq_lens=lens)
     for name, value in fields.items():
         setattr(original(), name, value)
     batch = SimpleNamespace(reqs=requests, extend_lens=extend_lens)
@@ -37,6 +39,17 @@ def test_tokens_after_the_prompt_stand_where_they_stood():
     # The second is whole, of the third the prompt is in the tree and the first chunk two tokens.
     got = positions_after(requests, [3, 7, 2], [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 2, 3])
     assert got.positions.tolist() == [0, 1, 2, 0, 1, 2, 13, 14, 15, 16, 7, 8]
+
+
+def test_the_next_token_is_sampled_where_it_stands_in_the_text():
+    """`sampling_seed` is mixed with the position, which SGLang takes from the lengths."""
+    batch = positions_after([request(3, 0), request(3, 10)], [3, 7], [*range(3), *range(7)])
+    resident = batch.seq_lens = torch.tensor([3, 7])
+    seen = sample(lambda _, __, batch: batch.seq_lens - 1, None, None, batch)
+    assert seen.tolist() == [2, 16]
+    assert batch.seq_lens is resident
+    untouched = SimpleNamespace(seq_lens=resident)
+    assert sample(lambda _, __, batch: batch.seq_lens, None, None, untouched) is resident
 
 
 def test_multimodal_positions_move_alike():
