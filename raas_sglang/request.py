@@ -7,7 +7,8 @@ from raas_kernels import Policy
 from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget
 from raas_sglang.policies import POLICIES
 
-POLICY_KEY, BUDGET_KEY = "kv_policy", "kv_budget"
+POLICY_KEY, BUDGET_KEY, PROMPT_KEY = "kv_policy", "kv_budget", "kv_prompt_len"
+_KEYS = {POLICY_KEY, BUDGET_KEY, PROMPT_KEY}
 _RESERVED_PREFIX = "kv_"
 REPORT_FIELDS = ("kv_policy", "kv_budget", "logical_tokens", "resident_tokens", "evicted_tokens")
 
@@ -19,13 +20,20 @@ class RequestOptions:
     Attributes:
         policy: Its policy; the server's where the request named none.
         budget: L in tokens; the server's where the request named none.
-        evicts: Whether it can ever give up a token. False for dense requests and where
-            ``max_new_tokens`` fits into the budget.
+        evicts: Whether it can ever give up a token. False for dense requests and where all that
+            it may generate fits into the budget.
+        prompt_len: P in tokens where the request named it, since the rest of its input was
+            generated before; None where all of its input is prompt.
     """
 
     policy: Policy
     budget: int
     evicts: bool
+    prompt_len: int | None = None
+
+    def prompt_of(self, input_len: int) -> int:
+        """P of an input of so many tokens."""
+        return input_len if self.prompt_len is None else min(self.prompt_len, input_len)
 
     @property
     def is_bounded(self) -> bool:
@@ -34,15 +42,27 @@ class RequestOptions:
 
 
 def parse_options(
-    custom_params: Any, config: RaasConfig | None, context_len: int, max_new_tokens: int | None
+    custom_params: Any,
+    config: RaasConfig | None,
+    context_len: int,
+    max_new_tokens: int | None,
+    input_len: int | None = None,
 ) -> RequestOptions | None:
     """Reads ``sampling_params.custom_params`` of a request.
+
+    ``kv_policy`` and ``kv_budget`` choose what is kept. ``kv_prompt_len`` is for an answer that was
+    aborted and is sent again, its prompt before it, as input: only the first ``kv_prompt_len``
+    tokens are the prompt, the others count as generated. So the request goes on within its budget
+    as if it had been retracted, not aborted; only its prompt and its last L tokens are computed
+    again. To everything but the KV cache the others are input: ``max_new_tokens``, penalties, stop
+    conditions, usage.
 
     Args:
         custom_params: As the client sent it; keys other than ``kv_*`` are left to others.
         config: The server's settings, or None if it was started without ``--kv-policy``.
         context_len: The model's context length in tokens.
         max_new_tokens: As the client sent it; None for no limit.
+        input_len: Tokens of its input; None where they are not known yet.
 
     Returns:
         The options, or None if the plugin is off and the request asks for nothing.
@@ -57,11 +77,15 @@ def parse_options(
     policy = asked.get(POLICY_KEY, config.kv_policy)
     if not isinstance(policy, str) or policy not in POLICY_NAMES:
         raise ValueError(f"kv_policy must be one of {', '.join(POLICY_NAMES)}, got {policy!r}")
+    prompt_len = asked.get(PROMPT_KEY)
+    if PROMPT_KEY in asked:
+        _check_prompt_len(prompt_len, input_len)
+    generated = 0 if prompt_len is None or input_len is None else input_len - prompt_len
+    limit = context_len if max_new_tokens is None else generated + max_new_tokens
     budget = asked.get(BUDGET_KEY, config.kv_budget)
-    _check_request_budget(budget, config, context_len, max_new_tokens)
+    _check_request_budget(budget, config, context_len, limit)
     kind = POLICIES[policy].kind
-    limit = context_len if max_new_tokens is None else max_new_tokens
-    return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit)
+    return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit, prompt_len)
 
 
 def names_choice(custom_params: Any) -> bool:
@@ -72,7 +96,7 @@ def names_choice(custom_params: Any) -> bool:
 def _refuse_without_config(custom_params: Any) -> None:
     if not isinstance(custom_params, dict):
         return
-    asked = sorted({POLICY_KEY, BUDGET_KEY} & set(custom_params))
+    asked = sorted(_KEYS & set(custom_params))
     if asked:
         raise ValueError(
             f"custom_params {asked} must be sent to a server started with --kv-policy, "
@@ -90,11 +114,11 @@ def _asked(custom_params: Any) -> dict[str, Any]:
             'send {"kv_policy": "raas", "kv_budget": 1024}'
         )
     asked = {key: custom_params[key] for key in custom_params if is_ours(key)}
-    unknown = sorted(set(asked) - {POLICY_KEY, BUDGET_KEY})
+    unknown = sorted(set(asked) - _KEYS)
     if unknown:
         raise ValueError(
-            f"custom_params must hold kv_policy or kv_budget, got unknown {unknown}; "
-            "check the spelling"
+            f"custom_params must hold {POLICY_KEY}, {BUDGET_KEY} or {PROMPT_KEY}, got unknown "
+            f"{unknown}; check the spelling"
         )
     return asked
 
@@ -104,17 +128,24 @@ def is_ours(key: Any) -> bool:
     return isinstance(key, str) and key.startswith(_RESERVED_PREFIX)
 
 
-def _check_request_budget(
-    budget: Any, config: RaasConfig, context_len: int, max_new_tokens: int | None
-) -> None:
+def _check_prompt_len(prompt_len: Any, input_len: int | None) -> None:
+    is_count = isinstance(prompt_len, int) and not isinstance(prompt_len, bool) and prompt_len > 0
+    if not is_count or (input_len is not None and prompt_len > input_len):
+        known = "" if input_len is None else f" ({input_len})"
+        raise ValueError(
+            f"{PROMPT_KEY} must be a number of tokens from 1 to the length of the input"
+            f"{known}, got {prompt_len!r}; leave it out if all of the input is prompt"
+        )
+
+
+def _check_request_budget(budget: Any, config: RaasConfig, context_len: int, limit: int) -> None:
     check_budget(BUDGET_KEY, budget)
     if budget > context_len:
         raise ValueError(
             f"kv_budget must be at most the context length ({context_len} tokens), got {budget}; "
             "use dense to keep every token"
         )
-    needs_state = max_new_tokens is None or max_new_tokens > budget
-    if budget > config.max_budget and needs_state:
+    if limit > budget > config.max_budget:
         raise ValueError(
             f"kv_budget must be at most --kv-max-budget ({config.max_budget} tokens), "
             f"got {budget}; ask for less, or restart the server with --kv-max-budget {budget}"

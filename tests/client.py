@@ -51,8 +51,8 @@ def paused(server, mode: str = "retract"):
         assert post(server, "/continue_generation", {}).ok
 
 
-def request(prompt, policy=None, budget=None, tokens=64, **extra) -> dict:
-    custom = {"kv_policy": policy, "kv_budget": budget}
+def request(prompt, policy=None, budget=None, tokens=64, prompt_len=None, **extra) -> dict:
+    custom = {"kv_policy": policy, "kv_budget": budget, "kv_prompt_len": prompt_len}
     chosen = {key: value for key, value in custom.items() if value is not None}
     params = {"temperature": 0, "max_new_tokens": tokens, **extra.pop("sampling_params", {})}
     if chosen:

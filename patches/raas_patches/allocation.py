@@ -27,7 +27,7 @@ def alloc_for_extend(_: ExtendResult, batch: "ScheduleBatch") -> None:
     """After it: the requests have their slots, so the eviction state can be addressed."""
     for req, seq_len in zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=True):
         state: RequestState = req.raas
-        state.prompt_len = len(req.origin_input_ids)
+        state.prompt_len = state.options.prompt_of(len(req.origin_input_ids))
         state.prefilled(seq_len)
     pool = pool_of(batch.token_to_kv_pool_allocator)
     pool.state.admit([req.req_pool_idx for req in batch.reqs], [req.raas for req in batch.reqs])

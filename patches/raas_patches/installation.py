@@ -26,6 +26,7 @@ WITH_POLICY = (
     "tokenizer_manager",
     "schedule_policy",
     "max_new_tokens",
+    "input_length",
     "waiting_queue",
     "new_token_ratio",
     "schedule_batch",

@@ -44,7 +44,7 @@ def fit_prompt(
     length = len(obj.input_embeds or ()) if input_ids is None else len(input_ids)
     most_new = max(0, min(new_tokens, manager.context_len - length - 2))
     problem = refusal(options, length, most_new, page_size, pool)
-    if input_ids and manager.allow_auto_truncate:
+    if input_ids and manager.allow_auto_truncate and options.prompt_len is None:
         # The same of every policy, so that a cut prompt does not depend on it.
         room = min(new_tokens, options.budget)
         most = min(usable(page_size, pool), manager.context_len - 2) - room

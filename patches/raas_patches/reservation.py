@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def refusal(
-    options: RequestOptions, prompt_len: int, new_tokens: int, page_size: int, pool: int
+    options: RequestOptions, input_len: int, new_tokens: int, page_size: int, pool: int
 ) -> str | None:
     """Says why a request could never be admitted, not even by an empty server, or None.
 
@@ -24,13 +24,14 @@ def refusal(
 
     Args:
         options: What it asked for.
-        prompt_len: Tokens of its prompt.
+        input_len: Tokens of its input.
         new_tokens: Tokens that it may generate.
         page_size: Tokens of a page of the pool.
         pool: Tokens that the pool holds.
     """
+    prompt_len = options.prompt_of(input_len) if options.is_bounded else input_len
     if options.is_bounded:
-        kept = min(new_tokens, options.budget)
+        kept = min(input_len - prompt_len + new_tokens, options.budget)
         needed = ceil_align(prompt_len + kept, page_size)
         what = f"kept tokens ({kept}, the smaller of max_new_tokens and kv_budget)"
         advice = "send a shorter prompt or a smaller kv_budget"
@@ -61,8 +62,10 @@ def is_bounded(req: "Req") -> bool:
 
 def most_slots(req: "Req", page_size: int) -> int:
     """Slots that a bounded request can hold, shared prompt included, in whole pages."""
-    generated = min(req.sampling_params.max_new_tokens, req.raas.options.budget)
-    return int(ceil_align(len(req.origin_input_ids) + generated, page_size))
+    options, input_len = req.raas.options, len(req.origin_input_ids)
+    prompt_len = options.prompt_of(input_len)
+    generated = input_len - prompt_len + req.sampling_params.max_new_tokens
+    return int(ceil_align(prompt_len + min(generated, options.budget), page_size))
 
 
 def slots_to_admit(req: "Req", page_size: int) -> int:

@@ -37,4 +37,6 @@ def resume(batch: "ScheduleBatch") -> None:
         # New tensors, since a step in flight may read the old ones.
         batch.seq_lens = batch.seq_lens + moved_device
         batch.seq_lens_cpu = batch.seq_lens_cpu + moved
-        batch.orig_seq_lens = batch.orig_seq_lens + moved_device.to(batch.orig_seq_lens.dtype)
+        # What came as input is counted there already.
+        logical = batch.seq_lens.to(batch.orig_seq_lens.dtype)
+        batch.orig_seq_lens = torch.maximum(batch.orig_seq_lens, logical)

@@ -27,16 +27,21 @@ def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
     """After `Req.__init__`: attaches the request's options and progress as ``req.raas``."""
     server_args = get_server_args()
     config = required_config(server_args)
-    params = self.sampling_params
+    params, input_len = self.sampling_params, len(self.origin_input_ids)
     problem = None
     try:
         context_len = server_args.get_model_config().context_len
-        options = parse_options(params.custom_params, config, context_len, params.max_new_tokens)
+        options = parse_options(
+            params.custom_params, config, context_len, params.max_new_tokens, input_len
+        )
     except ValueError as error:
         # The server's process has refused it already; this is for whoever sends past it.
         options, problem = None, str(error)
     options = options or RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
-    self.raas = RequestState(options, len(self.origin_input_ids))
+    prompt_len = options.prompt_of(input_len)
+    self.raas = RequestState(options, prompt_len)
+    # Counted when they were given up, before this request was sent.
+    self.raas.counted_len = self.raas.skip(input_len - prompt_len)
     self.customized_info = {REPORT_KEY: TokenReports(self.raas)}
     if problem:
         self.set_finish_with_abort(problem)
@@ -61,10 +66,12 @@ def effective_kv_committed_len(original: Callable[["Req"], int], self: "Req") ->
 
 
 def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
-    """Around it: an interrupted request is prefilled with what it may hold, P + L tokens."""
-    skipped = self.raas.skip(len(self.output_ids))
+    """Around it: a request that goes on is prefilled with what it may hold, P + L tokens."""
+    prompt_len = self.raas.options.prompt_of(len(self.origin_input_ids))
+    skipped = self.raas.skip(len(self.origin_input_ids) - prompt_len + len(self.output_ids))
     if skipped:
-        self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids[skipped:]
+        text = self.origin_input_ids + self.output_ids
+        self.full_untruncated_fill_ids = text[:prompt_len] + text[prompt_len + skipped :]
     else:
         original(self)
 
@@ -72,9 +79,11 @@ def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
 def compute_max_prefix_len(
     original: Callable[["Req", int], int], self: "Req", input_len: int
 ) -> int:
-    """Around it: an interrupted request takes no generated tokens from the tree to overwrite."""
-    longest = original(self, input_len)
-    return min(longest, len(self.origin_input_ids)) if self.raas.options.evicts else longest
+    """Around it: a request that goes on takes no generated tokens from the tree to overwrite."""
+    longest, options = original(self, input_len), self.raas.options
+    if not options.evicts:
+        return longest
+    return int(min(longest, options.prompt_of(len(self.origin_input_ids))))
 
 
 def new_tokens_required_next_decode(

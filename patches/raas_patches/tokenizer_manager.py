@@ -37,10 +37,30 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
         required_config(self.server_args),
         self.context_len,
         limit if isinstance(limit, int) else None,
+        len(obj.input_embeds or ()) if input_ids is None else len(input_ids),
     )
+    assert options is not None, "only without a policy, where this is not hooked"
+    if options.prompt_len is not None:
+        _refuse_with_prompt_len(obj)
     _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
     _refuse_unknown_parameters(self, params, limit)
     fit_prompt(self, obj, input_ids, options, self.context_len if limit is None else limit)
+
+
+def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
+    """Raises a `ValueError` for what needs every token of the input, or more tokens than it has."""
+    used = {
+        "session_params": obj.session_params is not None,
+        "input_embeds": obj.input_embeds is not None,
+        "images, audio or video": obj.contains_mm_input(),
+        "logprob_start_len": obj.return_logprob and obj.logprob_start_len not in (None, -1),
+    }
+    refused = [name for name, is_used in used.items() if is_used]
+    if refused:
+        raise ValueError(
+            f"kv_prompt_len must be sent without {', '.join(refused)}: tokens of the input that "
+            "the budget has no place for are not computed; leave out one or the other"
+        )
 
 
 def _refuse_unknown_parameters(

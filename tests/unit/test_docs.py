@@ -127,7 +127,7 @@ def test_every_choice_that_is_shown_is_accepted(page):
     shown = re.findall(r'"custom_params": (\{[^{}]*\})', text_of(page))
     assert shown
     for choice in shown:
-        assert parse_options(json.loads(choice), config, 32768, 16000) is not None, choice
+        assert parse_options(json.loads(choice), config, 32768, 16000, 1000) is not None, choice
 
 
 def test_every_make_target_exists():

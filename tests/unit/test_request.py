@@ -11,8 +11,8 @@ CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=512)
 CONTEXT = 4096
 
 
-def parse(custom_params, config=CONFIG, max_new_tokens=2000):
-    return parse_options(custom_params, config, CONTEXT, max_new_tokens)
+def parse(custom_params, config=CONFIG, max_new_tokens=2000, input_len=100):
+    return parse_options(custom_params, config, CONTEXT, max_new_tokens, input_len)
 
 
 def test_a_request_that_names_nothing_gets_the_servers_choice():
@@ -38,6 +38,14 @@ def test_a_budget_that_holds_the_whole_output_never_evicts():
     assert not parse({"kv_budget": 1024}, max_new_tokens=1000).evicts
 
 
+def test_what_was_generated_before_counts_towards_the_budget():
+    options = parse({"kv_prompt_len": 40}, max_new_tokens=4)
+    assert options == RequestOptions(Policy.RAAS, 64, evicts=False, prompt_len=40)
+    assert parse({"kv_prompt_len": 40}, max_new_tokens=5).evicts, "60 of 100 and 5"
+    assert (options.prompt_of(100), options.prompt_of(1)) == (40, 1)
+    assert parse({"kv_prompt_len": 100}) == RequestOptions(Policy.RAAS, 64, True, 100)
+
+
 @pytest.mark.parametrize(
     ("custom_params", "text"),
     [
@@ -58,6 +66,11 @@ def test_a_budget_that_holds_the_whole_output_never_evicts():
         ({"kv_budget": 8192}, r"at most the context length \(4096 tokens\), got 8192"),
         ({"kv_budget": 1024}, "restart the server with --kv-max-budget 1024"),
         ({"kv_polcy": "raas"}, r"got unknown \['kv_polcy'\]"),
+        ({"kv_prompt_len": 101}, r"from 1 to the length of the input \(100\), got 101"),
+        ({"kv_prompt_len": 0}, "got 0; leave it out if all of the input is prompt"),
+        ({"kv_prompt_len": "40"}, "got '40'"),
+        ({"kv_prompt_len": True}, "got True"),
+        ({"kv_prompt_len": None}, "got None"),
         ("raas", "custom_params must be an object, got str"),
         ([1], "custom_params must be an object, got list"),
     ],

@@ -1,0 +1,46 @@
+"""`sglang.srt.managers.utils`: an input that is longer than the pool.
+
+Why: SGLang refuses one, for it would be computed whole. Of a request with ``kv_prompt_len`` only
+prompt and last L tokens are. How: those are measured by the context alone. Remove when: SGLang asks
+a request how many slots it may take.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.runtime_context import get_server_args
+
+from raas_patches.seam import Seam
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+# Of the context, as SGLang keeps them.
+_SPARE_TOKENS = 6
+
+
+def validate_input_length(
+    original: Callable[["Req", int, bool], str | None],
+    req: "Req",
+    max_req_input_len: int,
+    allow_auto_truncate: bool,
+) -> str | None:
+    """Around it: `reservation` has checked already what such a request holds."""
+    options = req.raas.options
+    if options.is_bounded and options.prompt_len is not None:
+        context_len = get_server_args().get_model_config().context_len
+        return original(req, context_len - _SPARE_TOKENS, allow_auto_truncate)
+    return original(req, max_req_input_len, allow_auto_truncate)
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.managers.utils.validate_input_length",
+        HookType.AROUND,
+        validate_input_length,
+        ("req", "max_req_input_len", "allow_auto_truncate"),
+        "lets an answer that is longer than the pool be sent again",
+        "SGLang asks a request how many slots it may take",
+    ),
+)
