@@ -203,3 +203,24 @@ def test_bad_requests_disturb_nobody(server):
 
     loud, _ = together([lambda: generate(server, asked.prompt, "raas", 64, 300), disturb])
     assert loud["output_ids"] == quiet["output_ids"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_invalid_grammar_is_a_400(server, stream):
+    body = request(
+        problem(4).prompt, "raas", 16, 60, sampling_params={"regex": "(["}, stream=stream
+    )
+    response = post(server, "/generate", body)
+    assert response.status_code == 400, response.text
+    assert "output_ids" not in response.text
+    assert_report(generate(server, problem(4).prompt, "raas", 16, 20), "raas", 16)
+
+
+def test_tools(server):
+    parameters = {"type": "object", "properties": {"answer": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "solve", "parameters": parameters}}
+    messages = [{"role": "user", "content": problem(LINES).prompt}]
+    body = openai_body(None, messages=messages, tools=[tool])
+    response = post(server, "/v1/chat/completions", body)
+    assert response.status_code == 200, response.text
+    assert_metadata(response.json())

@@ -1,6 +1,11 @@
 """Retraction and chunked prefill: the boundary P does not move."""
 
-from client import assert_chain_right, assert_report, generate, problem, together
+import re
+
+import pytest
+
+import twins
+from client import assert_chain_right, assert_report, generate, problem, together, token_ids
 
 LONG = {"sampling_params": {"ignore_eos": True}}
 
@@ -44,3 +49,37 @@ def test_prompts_longer_than_a_chunk(retracting_server):
     for answer in together(calls):
         assert_report(answer, "raas", 64)
         assert answer["meta_info"]["resident_tokens"] == answer["meta_info"]["prompt_tokens"] + 64
+
+
+def test_one_of_two_equal_prompts_in_chunks_is_aborted(retracting_server):
+    twins.assert_the_other_is_spared(retracting_server, budget=32)
+
+
+@pytest.mark.parametrize("start", [0, 255, -1])
+def test_log_probabilities_of_an_interrupted_request(retracting_server, start):
+    """One for each token that was asked for, evicted and computed again or not."""
+    asked = token_ids(retracting_server, problem(40).prompt)
+    assert len(asked) == 255
+    extra = {"return_logprob": True, "logprob_start_len": start, **LONG}
+    calls = [lambda: generate(retracting_server, asked, "raas", 64, 150, **extra)] * 4
+    answers = together(calls)
+    assert any(answer["meta_info"]["num_retractions"] for answer in answers)
+    for answer in answers:
+        info = answer["meta_info"]
+        expected = 255 - start if start >= 0 else 0
+        assert [entry[1] for entry in info["input_token_logprobs"]] == asked[255 - expected :]
+        assert [entry[1] for entry in info["output_token_logprobs"]] == answer["output_ids"]
+        assert len(answer["output_ids"]) == 150
+        assert_report(answer, "raas", 64)
+
+
+def test_a_grammar_outlives_an_interruption(retracting_server):
+    pattern = r"( v[0-9]+ =){60}"
+    extra = {"sampling_params": {"regex": pattern}}
+    calls = [lambda: generate(retracting_server, problem(8).prompt, "raas", 32, 400, **extra)] * 4
+    answers = together(calls)
+    assert any(answer["meta_info"]["num_retractions"] for answer in answers)
+    for answer in answers:
+        assert re.fullmatch(pattern, answer["text"]), answer["text"]
+        assert answer["meta_info"]["evicted_tokens"] > 0
+        assert_report(answer, "raas", 32)

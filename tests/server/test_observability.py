@@ -14,7 +14,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import generate, post, problem, request, together
+from client import generate, post, problem, request, together, token_ids
 from conftest import start_server
 from local_server import LocalServer, free_port
 from raas_sglang.metrics import METRIC_NAMES
@@ -120,6 +120,37 @@ def test_the_log_of_an_answer_is_its_report_whatever_its_length(observed):
         said[info["completion_tokens"], info["kv_policy"]] = len(line)
     short, long = said[97, "raas"], said[150, "raas"]
     assert abs(short - long) < 40, "digits of numbers"
+
+
+def test_counters_count_once_what_an_answer_gave_up_that_is_sent_again(observed):
+    server = observed.server
+    ids = token_ids(server, problem(6).prompt)
+    first = generate(server, ids, "raas", 16, 60, **FOREVER)
+    before = scrape(server)
+    again = [*ids, *first["output_ids"]]
+    answer = generate(server, again, "raas", 16, 30, prompt_len=len(ids), **FOREVER)
+    evicted = first["meta_info"]["evicted_tokens"], answer["meta_info"]["evicted_tokens"]
+    assert evicted == (44, 74)
+    after = scrape(server)
+    for name, expected in (
+        ("sglang:kv_evictions_total", 30),
+        ("sglang:kv_saved_reads_total", sum(range(45, 75))),
+    ):
+        assert after[name, "raas"] - before[name, "raas"] == expected, name
+
+
+def test_polls_are_answered_while_six_requests_fill_the_pool(observed):
+    server = observed.server
+    prompts = [[5 + index] * 3200 for index in range(6)]
+    calls = [lambda ids=ids: generate(server, ids, "raas", 64, 100, **FOREVER) for ids in prompts]
+    thread = threading.Thread(target=together, args=(calls,))
+    thread.start()
+    polls = 0
+    while thread.is_alive():
+        for route in ("/health", "/v1/loads?include=all", "/metrics", "/server_info"):
+            assert requests.get(server.url + route, timeout=60).status_code == 200, route
+        polls += 1
+    assert polls > 3
 
 
 def gauges(server) -> tuple:

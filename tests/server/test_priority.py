@@ -1,4 +1,4 @@
-"""Priority scheduling, limits of what runs and waits, and prompts that are cut to the pool."""
+"""Priority scheduling, limits of what runs and waits, cut prompts, and no radix cache."""
 
 import re
 import threading
@@ -6,13 +6,26 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from safetensors import safe_open
+from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
 
-from client import assert_report, flush_cache, generate, paused, problem
+import twins
+from client import (
+    EVICTING,
+    assert_report,
+    flush_cache,
+    generate,
+    paused,
+    post,
+    problem,
+    request,
+    token_ids,
+)
 from conftest import start_server
-from local_server import LocalServer
+from local_server import REASONER, LocalServer
 
 FOREVER = {"sampling_params": {"ignore_eos": True}}
-BUDGET, TOKENS, POOL = 32, 400, 2000
+BUDGET, TOKENS, POOL = 32, 1500, 2000
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +34,8 @@ def priority_server() -> Iterator[LocalServer]:
     flags = ("--kv-policy", "raas", "--kv-budget", str(BUDGET), "--max-total-tokens", str(POOL))
     schedule = ("--enable-priority-scheduling", "--priority-scheduling-preemption-threshold", "0")
     few = ("--max-running-requests", "2", "--max-queued-requests", "1")
-    more = ("--allow-auto-truncate", "--decode-log-interval", "1")
+    more = ("--allow-auto-truncate", "--decode-log-interval", "1", "--disable-radix-cache")
+    more = (*more, "--enable-custom-logit-processor")
     with start_server(*flags, *schedule, *few, *more) as running:
         yield running
         assert running.is_alive(), running.log_end()
@@ -89,13 +103,39 @@ def test_a_full_queue_ends_none_that_had_begun(priority_server):
         assert answer["meta_info"]["num_retractions"] == 1
 
 
-@pytest.mark.parametrize("policy", ["dense", "raas", "window"])
+@pytest.mark.parametrize("policy", ["dense", *EVICTING])
 def test_a_prompt_beyond_the_pool_is_cut_alike_for_every_policy(priority_server, policy):
     answer = generate(priority_server, [5] * (POOL + 500), policy, tokens=40, **FOREVER)
     assert_report(answer, policy, None if policy == "dense" else BUDGET)
     info = answer["meta_info"]
     assert info["prompt_tokens"] == POOL - 2 - BUDGET
     assert info["completion_tokens"] == (BUDGET if policy == "dense" else 40)
+
+
+def test_one_of_two_equal_prompts_is_aborted(priority_server):
+    twins.assert_the_other_is_spared(priority_server, BUDGET)
+
+
+def test_embeddings_as_input_are_their_tokens(priority_server):
+    ids = token_ids(priority_server, problem(8).prompt)
+    with safe_open(REASONER / "model.safetensors", "pt") as weights:
+        rows = weights.get_tensor("model.embed_tokens.weight")[ids].tolist()
+    expected = generate(priority_server, ids, "raas", BUDGET, 100, **FOREVER)
+    body = {**request([], "raas", BUDGET, 100, **FOREVER), "input_embeds": rows}
+    del body["input_ids"]
+    answer = post(priority_server, "/generate", body).json()
+    assert answer["output_ids"] == expected["output_ids"]
+    assert_report(answer, "raas", BUDGET)
+
+
+def test_a_logit_processor_has_its_parameters_beside_ours(priority_server):
+    banned = [5, 6, 7]
+    custom = {"kv_policy": "raas", "kv_budget": BUDGET, "token_ids": banned}
+    extra = {"custom_logit_processor": DisallowedTokensLogitsProcessor.to_str()}
+    params = {**FOREVER["sampling_params"], "custom_params": custom}
+    answer = generate(priority_server, [5] * 20, tokens=100, sampling_params=params, **extra)
+    assert_report(answer, "raas", BUDGET)
+    assert not set(banned) & set(answer["output_ids"])
 
 
 def saturated(server) -> int:
