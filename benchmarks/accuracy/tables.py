@@ -18,17 +18,17 @@ from accuracy.significance import mcnemar
 from accuracy.summary import Row, problems
 from table import NOTHING, markdown
 
-# What the study calls its rules, and what they are.
+# Methods of `accuracy.study.run`, and what they are.
 STUDIED = {
     "dense": "dense",
-    "exp,c=8,mix=1,floor=0.25,agg=mean": "**the rule of `raas`**",
-    "exp,c=4,mix=1": "the same, c = 4, newest half spared, best query head",
-    "exp,c=4": "without fading by age",
-    "exp,c=2": "c = 2",
-    "exp,c=1": "c = 1, a plain Gaussian",
-    "exp,rotated=0,own=0,c=1,agg=mean": "Expected Attention",
-    "rkv": "R-KV",
-    "snap": "SnapKV (queries of the last 32 steps)",
+    "raas": "**the rule of `raas`**",
+    "raas:spread=4,floor=0.5,best=1": "the same, c = 4, newest half spared, best query head",
+    "raas:spread=4,linear=0,floor=0.5,best=1": "without fading by age",
+    "raas:spread=2,linear=0,floor=0.5,best=1": "c = 2",
+    "raas:spread=1,linear=0,floor=0.5,best=1": "c = 1, a plain Gaussian",
+    "expected-attention": "Expected Attention",
+    "r-kv": "R-KV",
+    "snapkv": "SnapKV (queries of the last 32 steps)",
     "tova": "TOVA",
     "window": "window",
 }
@@ -63,11 +63,10 @@ def reasoner() -> str:
 
 def study() -> str:
     """Rules in plain torch, each with the prompt pinned; a star marks what differs from raas's."""
-    rows = {(row["task"], row["budget"], row["rule"]): row for row in stored_rows("rule_study")}
-    cells = sorted((task, budget) for task, budget, rule in rows if rule == "rkv" and budget)
-    ours = next(rule for rule, name in STUDIED.items() if "raas" in name)
+    rows = {(row["task"], row["budget"], row["method"]): row for row in stored_rows("rule_study")}
+    cells = sorted((task, budget) for task, budget, rule in rows if rule == "r-kv" and budget)
     lines = [
-        [name, *(_studied(rows, (task, budget), rule, ours) for task, budget in cells)]
+        [name, *(_studied(rows, (task, budget), rule) for task, budget in cells)]
         for rule, name in STUDIED.items()
     ]
     head = ["right, %, task and L", *(f"{task}, {budget}" for task, budget in cells)]
@@ -75,12 +74,12 @@ def study() -> str:
 
 
 def _studied(
-    rows: dict[tuple[str, int | None, str], Row], cell: tuple[str, int | None], rule: str, ours: str
+    rows: dict[tuple[str, int | None, str], Row], cell: tuple[str, int | None], rule: str
 ) -> str:
     row = rows.get((cell[0], None if rule == "dense" else cell[1], rule))
     if row is None:
         return ""
-    reference, n = rows[(*cell, ours)], row["n"]
+    reference, n = rows[(*cell, "raas")], row["n"]
     solved = [problems(one, "solved") for one in (row, reference)]
     p = mcnemar(*([index in which for index in range(n)] for which in solved))[2]
     return f"{100 * row['right'] / n:.1f}{'*' if p < 0.05 else ''}"

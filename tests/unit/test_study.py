@@ -1,0 +1,247 @@
+"""The study on a CPU: decoding as transformers does it, and rules as naive loops choose."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import triton
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from accuracy.grid import make_cells
+from accuracy.samples import SampleFile, read_samples
+from accuracy.study import kernels
+from accuracy.study.decoder import Decoder, prefill
+from accuracy.study.model import Model
+from accuracy.study.rules import RULES, make_rule
+from accuracy.study.run import Study
+from local_server import REASONER
+from raas_sglang.policies import POLICIES
+
+SHAPE = {
+    **{"vocab_size": 64, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "eos_token_id": None},
+    **{"bos_token_id": None, "initializer_range": 0.3},
+}
+LLAMA3 = {
+    **{"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 32},
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE, rope_parameters=LLAMA3, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE),
+}
+PROMPTS = [[5, 9, 33, 2], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [60], [7, 7, 8, 40, 1, 0]]
+STEPS = 80
+BUDGET = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    for name, config in CONFIGS.items():
+        torch.manual_seed(4)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # a fresh model has no bias, and norms of one
+            if parameter.dim() == 1:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        model.save_pretrained(path / name)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Model(folder / "qwen2", "cpu", torch.float32)
+
+
+def decode(model, rule, budget=STEPS, prompts=PROMPTS):
+    return Decoder(model, prefill(model, prompts), budget, STEPS).run(rule)
+
+
+@pytest.fixture(scope="module")
+def dense(model):
+    return decode(model, make_rule("window"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dense_is_what_transformers_generates(folder, name):
+    theirs = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+    found = decode(Model(folder / name, "cpu", torch.float32), make_rule("window"))
+    for prompt, tokens in zip(PROMPTS, found, strict=True):
+        wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=STEPS, do_sample=False)
+        assert tokens == wanted[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_budget_above_the_output_is_dense(model, dense, name):
+    assert decode(model, make_rule(name), 96) == dense
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_budget_below_the_output_is_not(model, dense, name):
+    assert decode(model, make_rule(name), BUDGET) != dense
+
+
+def test_answers_that_end_make_room_and_change_no_other(folder):
+    model = Model(folder / "qwen2", "cpu", torch.float32)
+    prompts = [[i, 63 - i, 2 * i] for i in range(24)]
+    rule = make_rule("raas-gap:recency=1")
+    without_end = decode(model, rule, BUDGET, prompts)
+    model.ends = [torch.tensor(without_end)[:, :32].flatten().mode().values.item()]
+    together = decode(model, rule, BUDGET, prompts)
+    lengths = {len(tokens) for tokens in together}
+    assert min(lengths) < 16 < max(lengths), "some rows must have moved"
+    for tokens, whole in zip(together, without_end, strict=True):
+        assert tokens == whole[: len(tokens)]
+        assert len(tokens) == STEPS or tokens[-1] in model.ends
+
+
+class Seen:
+    """What a rule was shown of one head, step by step; ``at`` is layer, answer and KV head."""
+
+    def __init__(self, model, method, budget=BUDGET, at=(1, 1, 1)):
+        self.rule, self.budget, self.steps = make_rule(method), budget, []
+        observe = self.rule.observe
+
+        def record(step, residents):
+            born = residents.birth[at].int().tolist()
+            place = int(residents.slot[at])
+            layer, row, head = at
+            start, length = int(residents.start[row]), int(residents.length[row])
+            largest = residents.statistics and residents.statistics.largest[at].tolist()
+            self.prompt = residents.prompts.keys[layer, head, start : start + length].tolist()
+            self.steps.append(
+                {
+                    "kept": {token for token in born if token >= 0},
+                    "key": residents.keys[at][place].tolist(),
+                    "value": residents.values[at][place].tolist(),
+                    "queries": residents.queries[at].tolist(),
+                    "largest": dict(zip(born, largest, strict=True)) if largest else {},
+                }
+            )
+            observe(step, residents)
+            if name == "raas" and step + 1 >= budget:
+                importance = self.rule.importance(step, residents)[at].tolist()
+                self.steps[-1]["worth"] = dict(zip(born, importance, strict=True))
+
+        name = method.partition(":")[0]
+        self.rule.observe = record
+        decode(model, self.rule, budget)
+
+    def check(self, importance, every=1, floor=0.5):
+        """Holds what is kept against a loop; ``importance`` takes the step and a token."""
+        kept, leaving = set(), []
+        for step, found in enumerate(self.steps):
+            kept.add(step)
+            if step >= self.budget:
+                kept.remove(leaving.pop(0))
+            assert found["kept"] == kept, step
+            if (step + 1) % every == 0 and step + 1 >= self.budget:
+                old = [token for token in kept if step - token >= int(floor * self.budget)]
+                leaving = sorted(old, key=lambda token: (importance(step, token), token))[:every]
+        assert step == STEPS - 2
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (0, 1, 1), (1, 2, 0), (1, 3, 1)])
+@pytest.mark.parametrize(
+    ("name", "budget", "together"),
+    [("window", 16, 1), ("h2o", 16, 1), ("raas", 16, 4), ("raas-paper", 48, 1)],
+)
+def test_the_engines_policies_keep_what_their_naive_rules_keep(model, name, budget, together, at):
+    seen = Seen(model, name, budget, at)
+    naive = POLICIES[name].rule(budget, at[::2], model.scale, seen.prompt)
+    for step, found in enumerate(seen.steps):
+        naive.store(step, found["key"], found["value"])
+        assert {token.birth for token in naive.tokens.values()} == found["kept"], step
+        naive.attend(step, found["queries"])
+        if choices := naive.choices(step):
+            naive.adopt([place for _, place in choices[:together]])
+        if "worth" in found:  # ages are counted from another step on
+            worth = {naive.tokens[at].birth: x for at, x in naive.importance(step).items()}
+            least = min(worth, key=worth.get)
+            wanted = {token: x - worth[least] for token, x in worth.items()}
+            shown = {token: x - found["worth"][least] for token, x in found["worth"].items()}
+            assert shown == pytest.approx(wanted, abs=1e-3)
+    assert len(found["kept"]) == budget < STEPS - 1
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (0, 1, 1), (1, 2, 0), (1, 3, 1)])
+@pytest.mark.parametrize("threshold", [0.02, 0.1])
+def test_gap_keeps_what_comes_back(model, threshold, at):
+    seen = Seen(model, f"gap:threshold={threshold}", at=at)
+
+    def importance(step, token):
+        last, longest = token, 0
+        for at in range(token, step + 1):
+            if seen.steps[at]["largest"][token] > threshold:
+                last, longest = at, max(longest, at - last)
+        return -(step - last) / (longest + 1)
+
+    seen.check(importance)
+
+
+def test_what_a_rule_cannot_do_is_said(model):
+    with pytest.raises(ValueError, match=r"must be dense or one of raas, .*got 'newest'"):
+        make_rule("newest")
+    with pytest.raises(ValueError, match=r"of window must be among every, floor, got spread"):
+        make_rule("window:spread=2")
+    with pytest.raises(ValueError, match=r"multiple of every = 6, got 80"):
+        decode(model, make_rule("h2o:every=6"))
+
+
+def test_the_reasoner_is_right_with_room_and_wrong_without(tmp_path):
+    study = Study(Model(REASONER, "cpu", torch.float32), AutoTokenizer.from_pretrained(REASONER))
+    block = {"tasks": ["uniform:60"], "budgets": [8, 160], "n": 2}
+    cells = make_cells({**block, "methods": ["dense", "window", "r-kv:window=4"]}, 0)
+    for _ in "ab":  # what is there already is not asked again
+        file = SampleFile(tmp_path / "samples.jsonl", "none", {})
+        with ThreadPoolExecutor() as pool:
+            for cell in cells:
+                study.collect(cell, file, pool)
+        file.close()
+    samples = list(read_samples(tmp_path / "samples.jsonl"))
+    assert len(samples) == sum(cell.n for cell in cells)
+    for sample in samples:
+        evicted = max(0, sample["tokens"] - 1 - (sample["budget"] or 160))
+        assert sample["evicted_tokens"] == evicted
+        assert evicted or (sample["right"] and sample["finish"] == "stop")
+        assert not (sample["method"] == "window" and evicted and sample["right"])
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(folder):
+    model = Model(folder / "qwen2", "cpu", torch.float32)
+    model.context = 70
+    study = Study(model, AutoTokenizer.from_pretrained(REASONER))
+    (cell,) = make_cells({"tasks": ["uniform:60"], "methods": ["dense"], "budgets": [], "n": 1}, 0)
+    with pytest.raises(ValueError, match=r"must fit the model's context of 70 tokens"):
+        study.answers(cell, [0])
+
+
+FLAGS = {"STATISTICS": True, "PROMPT": True}
+SIZES = {"HEADS": 2, "GROUP": 6, "D": 128, "BLOCK": 64, **FLAGS}
+COUNTS = ("prompt_tokens", "budget", "mean_stride", "slots_stride", "prompt_stride", "count")
+BRAINS = ("q", "out", "prompt_k", "prompt_v", "slots_k", "slots_v")
+INDICES = ("start", "length", "step")
+
+
+@pytest.mark.parametrize("name", ["attend_kernel", "expected_kernel"])
+def test_a_kernel_compiles_for_hopper(name):
+    assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter has no compiler"
+    kernel = getattr(kernels, name)
+    types = dict.fromkeys(kernel.arg_names, "*fp32")
+    for kind, names in (("*bf16", BRAINS), ("*i64", INDICES), ("i32", COUNTS), ("fp32", ["scale"])):
+        types |= dict.fromkeys(set(names) & types.keys(), kind)
+    constants = {key: value for key, value in SIZES.items() if key in types}
+    places = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
+    signature = types | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature=signature, constexprs=places)
+    assert ".target sm_90" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
