@@ -20,7 +20,6 @@ ALWAYS = ("server_args", "scheduler", "without_policy")
 # Only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
     "engine",
-    "http_server",
     "routes",
     "request_logger",
     "tokenizer_manager",

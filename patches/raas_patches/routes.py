@@ -20,6 +20,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from starlette.middleware import Middleware
 
 from raas_patches.active import required_config
+from raas_patches.refused_streams import RefusedStreams
 from raas_patches.seam import Seam
 from raas_sglang.config import RaasConfig
 from raas_sglang.exchange import CHOICE_KEY, Exchange, Route, current, read_choice, read_limit
@@ -159,10 +160,11 @@ async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
 def setup_and_run_http_server(
     server_args: "ServerArgs", tokenizer_manager: "TokenizerManager", *args: Any, **kwargs: Any
 ) -> None:
-    """Before `_setup_and_run_http_server`: puts the middleware next to the routes."""
+    """Before `_setup_and_run_http_server`: the application is complete and not yet running."""
     from sglang.srt.entrypoints.http_server import app
 
     follow(app, required_config(server_args), tokenizer_manager.context_len)
+    app.add_middleware(RefusedStreams)
 
 
 def follow(app: FastAPI, config: RaasConfig, context_len: int) -> None:
@@ -224,7 +226,7 @@ SEAMS = (
             "execute_warmup_func",
             "launch_callback",
         ),
-        "reads the choice and completes the answer of every HTTP route",
+        "reads the choice of every route, completes its answer and its status",
         _UNTIL,
     ),
     Seam(

@@ -12,134 +12,10 @@ import os
 import pytest
 import torch
 
-from raas_kernels import (
-    DecodeBatch,
-    EvictionBuffers,
-    KeyCaches,
-    Policy,
-    RequestTables,
-    ScoreScratch,
-    StepBuffers,
-    StepOptions,
-    torch_ops,
-)
-from raas_kernels.layout import BUDGET_UNIT, LONG_PERIOD
+from made_up_rows import OPTIONS, SMALL, Rows
+from raas_kernels import EvictionBuffers, KeyCaches, Policy, StepBuffers, torch_ops
+from raas_kernels.layout import BUDGET_UNIT
 from raas_kernels.ops import implementation
-
-POLICIES = (
-    *(Policy.RAAS, Policy.DENSE, Policy.H2O, Policy.RAAS),
-    *(Policy.RANDOM, Policy.RAAS_PAPER, Policy.WINDOW, Policy.RAAS),
-)
-OPTIONS = StepOptions(2, layer_offset=5, scaling=1 / 16)
-
-
-class Rows:
-    """Requests at random depths of random budgets, in a batch whose rows follow no slot order."""
-
-    def __init__(self, *, rows, heads, group, dim, units, dtype, **rest):
-        self.generator = torch.Generator().manual_seed(rest.get("seed", 0))
-        self.dtype, self.dim, self.tokens = dtype, dim, units * BUDGET_UNIT
-        self.layers, self.heads, self.group = rest.get("layers", 2), heads, group
-        self.programs = rest.get("programs", 5)
-        self.slots = 1 + torch.randperm(rows, generator=self.generator)
-        self.prompt = torch.randint(1, 40, (rows,), generator=self.generator)
-        budgets = torch.randint(1, units + 1, (rows,), generator=self.generator)
-        budgets[:1] = units
-        self.budgets = budgets * BUDGET_UNIT
-        kinds = [POLICIES[i % len(POLICIES)] for i in range(rows)]
-        self.policies = torch.tensor([int(kind) for kind in kinds])
-        self.periods = torch.tensor(
-            [kind.period(int(budget)) for kind, budget in zip(kinds, self.budgets, strict=True)]
-        )
-        # Enough depth for all to saturate, and one request that begins with its first token.
-        depths = torch.rand(rows, generator=self.generator) * 3 * self.budgets
-        self.step = depths.long()
-        self.step[-1:] = 0
-        # Some were retracted lately.
-        self.first_steps = (self.step - self.integers((rows,), 0, 30)).clamp(min=0)
-        self.padded = rest.get("padded", 0)
-        width = 40 + self.tokens
-        self.total = 1 + rows * width
-        order = 1 + torch.randperm(rows * width, generator=self.generator)
-        self.kv_slots = order.view(rows, width)
-
-    def fresh(self):
-        """State as after a random past: keys, values, eviction and step buffers, and scratch."""
-        rows = len(self.slots)
-        shape = (self.layers, rows + 1, self.heads, self.tokens)
-        query = (self.heads * self.group, self.dim)
-        ages = torch.rand(shape, generator=self.generator).argsort(-1).int()
-        steps = torch.zeros(rows + 1, dtype=torch.int32)
-        steps[self.slots] = self.step.int()
-        births = steps[:, None, None] - 1 - ages
-        victims = torch.zeros((*shape[:3], LONG_PERIOD), dtype=torch.int32)
-        tables = (self.slots, self.policies, self.budgets)
-        for slot, policy, budget in zip(*(table.tolist() for table in tables), strict=True):
-            unit = 16 if policy == Policy.RAAS_PAPER else 1
-            drawn = torch.rand((*shape[:1], *shape[2:3], budget // unit), generator=self.generator)
-            places = drawn.argsort(-1)[..., :LONG_PERIOD].int()
-            victims[:, slot, :, : places.shape[2]] = places
-        buffers = EvictionBuffers(
-            births,
-            self.integers(shape, 0, 999).float(),
-            self.integers(shape, 1, 99).float(),
-            victims,
-            self.small((*shape[:2], *query)).float(),
-            self.integers((*shape[:2], *query), 0, 9).float(),
-        )
-        most = (self.layers, rows + self.padded + 3)
-        unwritten = {"dtype": torch.int32}
-        step_buffers = StepBuffers(
-            torch.full((*most, self.heads), -77, **unwritten),
-            torch.full((*most, self.heads), -77, **unwritten),
-            torch.full((*most, *query), float("nan"), dtype=self.dtype),
-        )
-        columns = 1 << (self.group - 1).bit_length()
-        scratch = ScoreScratch(
-            torch.full(most[1:], -77, **unwritten),
-            torch.full((1,), -77, **unwritten),
-            torch.full((self.programs, self.tokens + 1, columns), float("nan")),
-            torch.full((self.programs, self.tokens), float("nan")),
-        )
-        keys = self.small((self.layers, self.total, self.heads, self.dim))
-        values = torch.full_like(keys, float("nan"))
-        rows = zip(self.kv_slots, self.prompt, self.step, self.policies, strict=True)
-        for slots, prompt, step, policy in rows:
-            # Neither what is yet to come may be looked at, nor, but by h2o, the prompt.
-            if policy != Policy.H2O:
-                keys[:, slots[:prompt]] = float("nan")
-            keys[:, slots[prompt + step :]] = float("nan")
-        return keys, values, buffers, step_buffers, scratch
-
-    def integers(self, shape, low, high):
-        return torch.randint(low, high, shape, generator=self.generator)
-
-    def small(self, shape):
-        return self.integers(shape, -3, 4).to(self.dtype)
-
-    def qkv(self):
-        """One projection's output for each layer: query, key and value heads in one tensor."""
-        shape = (len(self.slots) + self.padded, (self.group + 2) * self.heads, self.dim)
-        return [self.small(shape) for _ in range(self.layers)]
-
-    def batch(self):
-        held = self.prompt + torch.minimum(self.step + 1, self.budgets)
-        dense = self.policies == Policy.DENSE
-        locations = self.kv_slots.gather(1, held[:, None] - 1)[:, 0]
-        locations = torch.where(dense | (self.step < self.budgets), locations, 0)
-        # FlashInfer's table of the same size at every step, so that a graph can be replayed.
-        indptr = torch.arange(len(self.slots) + self.padded + 1) * self.kv_slots.shape[1]
-        tables = (self.policies, self.prompt, self.budgets, self.periods, self.first_steps)
-        columns = (self.slots, self.prompt + self.step, locations)
-        # Padded rows of a CUDA graph point to request row 0 and KV slot 0, with length 1.
-        padded = [torch.cat([column, torch.zeros(self.padded).long()]) for column in columns]
-        filled = [torch.cat([table, torch.zeros(self.padded).long()]).int() for table in tables]
-        return DecodeBatch(
-            *padded,
-            indptr.int(),
-            self.kv_slots.flatten().int(),
-            RequestTables(*filled),
-        )
 
 
 def run_step(ops, state, qkv, batch, key_caches=None):
@@ -213,7 +89,6 @@ def compare(device, *, steps=18, **shape):
         rows.step += 1
 
 
-SMALL = {"rows": 9, "heads": 2, "group": 2, "dim": 64, "units": 3, "dtype": torch.float32}
 SHAPES = {
     "odd rows": {},
     "empty batch": {"rows": 0},
@@ -313,52 +188,3 @@ def test_importance_of_real_numbers(dtype):
         want = logits.log_softmax(-1).amax(2) + buffers.value_norms[:, slot, :, :budget].log()
         error = (got[:, slot, :, :budget] - want).abs().max()
         assert error < (1e-4 if dtype is torch.float32 else 0.1), error
-
-
-def test_tensors_that_the_kernels_cannot_take_are_refused():
-    from raas_kernels.claim_slots import claim_slots
-    from raas_kernels.score_tokens import score_tokens
-    from raas_kernels.store_decode import store_decode
-
-    rows = Rows(**SMALL)
-    keys, values, buffers, step, scratch = rows.fresh()
-    batch, key_caches = rows.batch(), KeyCaches.of(list(keys))
-    k = torch.zeros(9, 2, 64)
-    q = torch.zeros(9, 64, 4).transpose(1, 2)
-    caches, layer, state = (keys[0], values[0]), step.layer(0), buffers.layer(0)
-    with pytest.raises(ValueError, match=r"q must be \[B, heads, D\] with contiguous heads, got"):
-        store_decode(q, k, k, *caches, layer, batch, state)
-    q = q.contiguous()
-    for name in ("targets", "places"):
-        long = layer._replace(**{name: getattr(layer, name).long()})
-        with pytest.raises(ValueError, match=rf"{name} must be contiguous torch.int32 \[any, 2\]"):
-            store_decode(q, k, k, *caches, long, batch, state)
-        few = step._replace(**{name: getattr(step, name)[:, :, :1]})
-        with pytest.raises(ValueError, match=f"{name} must be contiguous torch.int32"):
-            claim_slots(few, batch, buffers, OPTIONS)
-    few = StepBuffers(*(tensor[:, :6].contiguous() for tensor in step))
-    with pytest.raises(ValueError, match="must hold the batch's 9 rows, got 6"):
-        claim_slots(few, batch, buffers, OPTIONS)
-    with pytest.raises(ValueError, match="must hold the batch's 9 rows, got 6"):
-        store_decode(q, k, k, *caches, few.layer(0), batch, state)
-    half = state._replace(query_means=state.query_means.half())
-    with pytest.raises(ValueError, match="query_means must be contiguous"):
-        store_decode(q, k, k, *caches, layer, batch, half)
-    with pytest.raises(ValueError, match="keys must be 2 caches with contiguous heads of 64"):
-        score_tokens(scratch, KeyCaches.of([keys[0]]), step, batch, buffers, OPTIONS)
-    for name in ("logits", "scores"):
-        wrong = scratch._replace(**{name: getattr(scratch, name)[:, :2]})
-        with pytest.raises(ValueError, match=f"{name} must be contiguous"):
-            score_tokens(wrong, key_caches, step, batch, buffers, OPTIONS)
-    none = ScoreScratch(*(tensor[:0] for tensor in scratch))
-    with pytest.raises(ValueError, match=r"scratch must be for 9 rows and for some programs"):
-        score_tokens(none, key_caches, step, batch, buffers, OPTIONS)
-    half = step._replace(queries=step.queries.half())
-    with pytest.raises(ValueError, match="queries must be contiguous"):
-        score_tokens(scratch, key_caches, half, batch, buffers, OPTIONS)
-
-
-def test_key_caches_that_kernels_cannot_read_are_refused():
-    keys = torch.zeros(2, 33, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="must begin at multiples of 16 bytes"):
-        KeyCaches.of([keys[0], keys[1]])

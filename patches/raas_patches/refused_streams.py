@@ -1,4 +1,4 @@
-"""`sglang.srt.entrypoints.http_server`: a streamed request that is refused gets the status for it.
+"""A streamed request that is refused gets the status for it; `routes` puts the middleware in.
 
 Why: `/generate` sends status 200 before it looks at a request that streams, and the refusal as the
 first event. How: a middleware holds the head of a stream back until its first event; the OpenAI
@@ -7,11 +7,6 @@ routes of SGLang wait for it as well. Remove when: SGLang validates before it be
 
 import json
 from typing import TYPE_CHECKING, Any
-
-from sglang.srt.entrypoints import http_server
-from sglang.srt.plugins.hook_registry import HookType
-
-from raas_patches.seam import Seam
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -74,29 +69,3 @@ def _error_of(event: bytes) -> dict[str, Any] | None:
 
 def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
     return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-
-
-def setup_and_run_http_server(*_: Any, **__: Any) -> None:
-    """Before `_setup_and_run_http_server`: the application is complete and not yet running."""
-    http_server.app.add_middleware(RefusedStreams)
-
-
-SEAMS = (
-    Seam(
-        "sglang.srt.entrypoints.http_server._setup_and_run_http_server",
-        HookType.BEFORE,
-        setup_and_run_http_server,
-        (
-            "server_args",
-            "tokenizer_manager",
-            "template_manager",
-            "port_args",
-            "scheduler_infos",
-            "subprocess_watchdog",
-            "execute_warmup_func",
-            "launch_callback",
-        ),
-        "answers a refused stream with the status of the refusal",
-        "SGLang validates a request before it begins a stream",
-    ),
-)
