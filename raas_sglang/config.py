@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from raas_kernels.layout import BUDGET_UNIT
+from raas_kernels.layout import BUDGET_UNIT, LARGEST_BUDGET
 from raas_sglang.policies import POLICIES
 
 POLICY_NAMES = tuple(POLICIES)
@@ -55,6 +55,11 @@ class RaasConfig:
         if self.kv_max_budget is None:
             object.__setattr__(self, "kv_max_budget", self.kv_budget)
         check_budget("--kv-max-budget", self.kv_max_budget)
+        if self.max_budget > LARGEST_BUDGET:
+            raise ValueError(
+                f"--kv-max-budget must be at most {LARGEST_BUDGET} tokens, got {self.max_budget}; "
+                "use a smaller one, or dense"
+            )
         if self.max_budget < self.kv_budget:
             raise ValueError(
                 f"--kv-max-budget must be at least --kv-budget ({self.kv_budget}), "

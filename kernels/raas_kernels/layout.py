@@ -15,6 +15,8 @@ import torch
 ALIGNMENT = 16
 # Tokens; every budget is a multiple of it, so that every period and page divides it.
 BUDGET_UNIT = 16
+# Tokens; kernels look at a whole budget at once, and take minutes to compile for more.
+LARGEST_BUDGET = 65536
 # Tokens that `raas-paper` gives up together, as in the paper.
 PAPER_PAGE = 16
 # Decode steps from one scoring of `raas` to the next. Each reads the keys of the whole budget, so

@@ -28,7 +28,10 @@ from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
 _TILE_TOKENS = 64  # of 16-bit numbers; of wider ones fewer fit
 _LEAST_COLUMNS = 16  # of a matrix product
-_STAGES = 5
+# Slots come two tiles ahead and their keys one; with fewer stages keys would be waited for.
+STAGES = 5
+_WIDE_STAGES = 2  # of keys of which no more fit into shared memory
+_WIDE_KEY = 512  # bytes
 _LOGITS = 2048  # that are looked at together, once all are there
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
 
@@ -93,8 +96,7 @@ def score_tokens(
         # The interpreter would multiply the bits of bfloat16.
         WIDE=cache.device.type == "cpu" or cache.element_size() > 2,
         num_warps=4 if block_tokens <= 8192 else 8,
-        # Slots come two tiles ahead and their keys one; with fewer stages keys would be waited for.
-        num_stages=_STAGES,
+        num_stages=STAGES if head_dim * cache.element_size() <= _WIDE_KEY else _WIDE_STAGES,
     )
 
 

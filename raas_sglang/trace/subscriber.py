@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from raas_sglang.trace.message import TOPIC, TokenTable, TokenTrace, TraceBatch, reused, token_table
+from raas_sglang.trace.message import TOPIC, TokenTrace, TraceBatch, reused, token_table
 
 
 class Received(NamedTuple):
@@ -51,18 +51,22 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
     Args:
         messages: From `listen`.
     """
-    before: dict[tuple[str, int], TokenTable] = {}
+    seen: dict[tuple[int, int], dict[str, TokenTrace]] = {}
     for sequence, batch in messages:
+        rank = batch.attn_dp_rank, batch.tp_rank
+        before = seen.get(rank, {})
         for event in batch.events:
-            key, table = (event.rid, batch.tp_rank), token_table(event)
-            yield f"{sequence:>6} dp{batch.attn_dp_rank} tp{batch.tp_rank} " + _line(
-                event, table, before.get(key)
-            )
-            before[key] = table
+            line = _line(event, before.get(event.rid))
+            yield f"{sequence:>6} dp{rank[0]} tp{rank[1]} {line}"
+        # Who is not in the batch any more has ended, or begins anew.
+        seen[rank] = {event.rid: event for event in batch.events}
 
 
-def _line(event: TokenTrace, table: TokenTable, before: TokenTable | None) -> str:
-    given_up = "-" if before is None else f"{reused(before, table).mean():.0%}"
+def _line(event: TokenTrace, before: TokenTrace | None) -> str:
+    table, given_up = token_table(event), "-"
+    # A client may use the name of a request again.
+    if before is not None and before.step <= event.step and before.prompt_len == event.prompt_len:
+        given_up = f"{reused(token_table(before), table).mean():.0%}"
     ages = event.step - table.births
     return (
         f"{event.rid[:12]:<12} {event.policy:<10} step {event.step:>6} "

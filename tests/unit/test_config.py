@@ -58,6 +58,7 @@ def test_help_explains_every_flag():
         ({"kv_budget": -16}, "got -16; use 16 or more"),
         ({"kv_budget": "64"}, r"must be an integer number of tokens, got '64' \(str\)"),
         ({"kv_policy": "lru"}, "--kv-policy must be one of dense, raas, .* got 'lru'"),
+        ({"kv_budget": 65552}, "--kv-max-budget must be at most 65536 tokens, got 65552"),
         ({"kv_max_budget": 512}, r"--kv-max-budget must be at least --kv-budget \(1024\), got 512"),
     ],
 )

@@ -18,6 +18,11 @@ POINTERS = {
     **dict.fromkeys(("pointers", "positions", "req_pool_indices", "out_cache_loc"), "*i64"),
 }
 SCALARS = dict.fromkeys(("scaling", "curvature", "least_share"), "fp32")
+# As they are launched; Triton's defaults would be another kernel.
+LAUNCHED = {
+    "list_due_rows": {},
+    "score_tokens": {"num_warps": 4, "num_stages": score_tokens.STAGES},
+}
 HEADS = {"HEADS": 4, "GROUP": 7, "HEAD_DIM": 128, "BLOCK_DIM": 128}
 KERNELS = {
     "claim_slots": (
@@ -61,7 +66,8 @@ def compiled(name):
         if arg.endswith("_ptr") or arg.startswith("stride_")
     }
     source = ASTSource(kernel, signature=types, constexprs=places, attrs=aligned)
-    return triton.compile(source, target=HOPPER).asm["ptx"]
+    options = LAUNCHED.get(name, {"num_warps": 1})
+    return triton.compile(source, target=HOPPER, options=options).asm["ptx"]
 
 
 @pytest.mark.parametrize("name", KERNELS)
