@@ -134,8 +134,6 @@ def test_a_response_in_the_background_is_chosen_and_reported(server):
 @pytest.mark.parametrize("route", ALL)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bad_choice_is_a_400(server, route, stream):
-    if stream and route in ("/generate", "/vertex_generate"):
-        pytest.skip("a stream of /generate tells in its first event")
     body = with_custom_params(route, {"kv_budget": 17}, stream=stream)
     answer = post(server, route, body)
     assert answer.status_code == 400, answer.text
