@@ -3,6 +3,9 @@
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
+MODEL ?= reasoner
+DEMO_reasoner := benchmarks/demo.py
+DEMO_smollm2 := benchmarks/demo_smollm2.py
 # Every process that imports SGLang would compile it anew, which doubles the start of a server.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with those that need no server.
@@ -14,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 .PHONY: demo test test-servers test-ops test-units lint gpu-test gpu2-test clean
 
 demo: $(READY)
-	$(PYTHON) benchmarks/demo.py $(ARGS)
+	$(PYTHON) $(or $(DEMO_$(MODEL)),$(error MODEL must be reasoner or smollm2, got $(MODEL); leave it out for the bundled reasoner)) $(ARGS)
 
 # Three runs at a time, since servers wait now and then; each prints what it has when it is done.
 test: $(READY) lint
@@ -49,4 +52,4 @@ $(READY): pyproject.toml setup.sh
 	./setup.sh
 
 clean:
-	rm -rf .venv .uv
+	rm -rf .venv .uv .models

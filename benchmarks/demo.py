@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -177,7 +178,12 @@ def print_table(outcomes: list[Outcome], budget: int) -> None:
                 f"{o.seconds:.1f} s",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    print_aligned(rows)
+
+
+def print_aligned(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows whose cells are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
