@@ -44,7 +44,6 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             shape: What the model adds to the size of the state.
             head_offset: Index of this rank's first KV head.
         """
-        self.config = config
         self.req_to_token_pool = req_to_token_pool
         self.ops = implementation(self.device)
         self.options = StepOptions(head_offset, layer_offset=self.start_layer)

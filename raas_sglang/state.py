@@ -70,7 +70,6 @@ class EvictionState:
         num_slots: int,
         device: torch.device | str,
     ) -> None:
-        self.config = config
         self.device = torch.device(device)
 
         def zeros(fields: _Fields) -> list[torch.Tensor]:

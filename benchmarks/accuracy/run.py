@@ -20,7 +20,7 @@ from pathlib import Path
 
 from accuracy.ask import Progress, ask, ask_cells, count_missing
 from accuracy.grid import Cell, add_grid_flags, cells_of
-from accuracy.samples import SampleFile
+from accuracy.samples import SampleFile, add_sample_flags
 from accuracy.server import by_server, make_server
 from accuracy.until_wrong import ask_until_wrong
 from local_server import REASONER
@@ -100,9 +100,7 @@ def parse_args() -> argparse.Namespace:
         "--until-wrong", action="store_true", help="asks for a chain up to its first wrong token"
     )
     parser.add_argument("--seconds", type=float, help="stops after so long with what it has")
-    parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    add_sample_flags(parser)
     return parser.parse_args()
 
 

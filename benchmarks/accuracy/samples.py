@@ -1,5 +1,6 @@
 """Every answer as one JSON line, so that a run can be read, resumed and graded again."""
 
+import argparse
 import gzip
 import json
 from collections import defaultdict
@@ -13,6 +14,13 @@ from rows import device, versions
 Key = tuple[str, str, int | None]  # task, method, budget
 WRONG = "wrong"  # how a chain ended that was not asked to its end
 _TEXTS = ("prompt", "text")
+
+
+def add_sample_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where samples go and what is kept of them."""
+    parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
+    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
 
 
 class SampleFile:

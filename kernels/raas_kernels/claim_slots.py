@@ -24,7 +24,7 @@ _PAPER_PAGE = tl.constexpr(PAPER_PAGE)
 def claim_slots(
     step: StepBuffers, batch: DecodeBatch, buffers: EvictionBuffers, options: StepOptions
 ) -> None:
-    """Same contract as `torch_ops.claim_slots`; asynchronous and CUDA-graph safe.
+    """As of `raas_kernels.ops.Ops.claim_slots`; asynchronous and CUDA-graph safe.
 
     Raises:
         ValueError: targets or places are laid out otherwise, or too few.

@@ -44,7 +44,7 @@ def score_tokens(
     buffers: EvictionBuffers,
     options: StepOptions,
 ) -> None:
-    """Same contract as `torch_ops.score_tokens`; asynchronous and CUDA-graph safe.
+    """As of `raas_kernels.ops.Ops.score_tokens`; asynchronous and CUDA-graph safe.
 
     Raises:
         ValueError: a tensor is laid out otherwise.

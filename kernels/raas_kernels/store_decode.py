@@ -33,7 +33,7 @@ def store_decode(
     batch: DecodeBatch,
     buffers: EvictionBuffers,
 ) -> None:
-    """Same contract as `torch_ops.store_decode`; asynchronous and CUDA-graph safe.
+    """As of `raas_kernels.ops.Ops.store_decode`; asynchronous and CUDA-graph safe.
 
     Raises:
         ValueError: a tensor has a shape, a stride or a type that the kernel does not take.

@@ -29,9 +29,9 @@ def refusal(
         page_size: Tokens of a page of the pool.
         pool: Tokens that the pool holds.
     """
-    prompt_len = options.prompt_of(input_len) if options.is_bounded else input_len
+    prompt_len = input_len
     if options.is_bounded:
-        kept = min(input_len - prompt_len + new_tokens, options.budget)
+        prompt_len, kept = _most_tokens(options, input_len, new_tokens)
         needed = ceil_align(prompt_len + kept, page_size)
         what = f"kept tokens ({kept}, the smaller of max_new_tokens and kv_budget)"
         advice = "send a shorter prompt or a smaller kv_budget"
@@ -62,10 +62,14 @@ def is_bounded(req: "Req") -> bool:
 
 def most_slots(req: "Req", page_size: int) -> int:
     """Slots that a bounded request can hold, shared prompt included, in whole pages."""
-    options, input_len = req.raas.options, len(req.origin_input_ids)
+    input_len, new_tokens = len(req.origin_input_ids), req.sampling_params.max_new_tokens
+    return int(ceil_align(sum(_most_tokens(req.raas.options, input_len, new_tokens)), page_size))
+
+
+def _most_tokens(options: RequestOptions, input_len: int, new_tokens: int) -> tuple[int, int]:
+    """Tokens of the prompt of a bounded request, and generated ones that it keeps at most."""
     prompt_len = options.prompt_of(input_len)
-    generated = input_len - prompt_len + req.sampling_params.max_new_tokens
-    return int(ceil_align(prompt_len + min(generated, options.budget), page_size))
+    return prompt_len, min(input_len - prompt_len + new_tokens, options.budget)
 
 
 def slots_to_admit(req: "Req", page_size: int) -> int:

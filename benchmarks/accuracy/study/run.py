@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from accuracy.grid import Cell, add_grid_flags, cells_of
-from accuracy.samples import SampleFile
+from accuracy.samples import SampleFile, add_sample_flags
 from accuracy.study.decoder import Decoder, prefill
 from accuracy.study.grade import Answer, graded
 from accuracy.study.model import Model
@@ -132,9 +132,7 @@ def parse_args() -> argparse.Namespace:
     add_grid_flags(parser, methods=["dense", "window", "raas"])
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
-    parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
-    parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+    add_sample_flags(parser)
     return parser.parse_args()
 
 
