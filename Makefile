@@ -4,8 +4,8 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 ARGS ?=
 MODEL ?= reasoner
-DEMO_reasoner := benchmarks/demo.py
-DEMO_smollm2 := benchmarks/demo_smollm2.py
+DEMO_reasoner := examples.demo.reasoner
+DEMO_smollm2 := examples.demo.smollm2
 # Every process that imports SGLang would compile it anew, which doubles the start of a server.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with those that need no server.
@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 .PHONY: demo test test-servers test-ops test-units lint gpu-test gpu2-test clean
 
 demo: $(READY)
-	$(PYTHON) $(or $(DEMO_$(MODEL)),$(error MODEL must be reasoner or smollm2, got $(MODEL); leave it out for the bundled reasoner)) $(ARGS)
+	$(PYTHON) -m $(or $(DEMO_$(MODEL)),$(error MODEL must be reasoner or smollm2, got $(MODEL); leave it out for the bundled reasoner)) $(ARGS)
 
 # Three runs at a time, since servers wait now and then; each prints what it has when it is done.
 test: $(READY) lint
@@ -37,7 +37,7 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) benchmarks/report.py --check
+	$(PYTHON) -m benchmarks.report.build --check
 
 # With the python3 of a GPU host that has SGLang, this plugin's metadata and pytest. No test skips.
 # `ARGS=--deselect=tests/gpu` runs the kernels' tests alone, which need torch, Triton and pytest.

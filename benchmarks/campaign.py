@@ -1,6 +1,6 @@
 """Every comparison with the default runtime, one after the other on one GPU.
 
-    python benchmarks/campaign.py --out out/campaign     # at most 170 minutes
+    python -m benchmarks.campaign --out out/campaign     # at most 170 minutes
 
 A step is one benchmark with its arguments. Its rows are appended to the file of its kind in --out,
 and what it said stands in a log beside them. A step that came to its end, or used up its time, is
@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import say
-from rows import commit_of_checkout
+from benchmarks.harness.cli import say
+from benchmarks.harness.rows import commit_of_checkout
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 TOGETHER = "'--server-flags=--chunked-prefill-size 2048'"  # prefills of arms that share a GPU
 
 
@@ -28,7 +28,7 @@ class Step(NamedTuple):
     """One benchmark.
 
     Attributes:
-        command: Script and arguments, without the file of rows and the commit.
+        command: Module in this package and arguments, without the file of rows and the commit.
         rows: Name of its file of rows, as in benchmarks/results.
         seconds: After which it is ended, with what it has; None of one that takes a minute.
     """
@@ -39,64 +39,64 @@ class Step(NamedTuple):
 
 
 STEPS = {
-    "ops": Step("bench_ops.py --shape 7B --budget 1024 --batch 1 64 256 --repeats 5", "ops", None),
-    "attention": Step("bench_attention.py --repeats 5", "ops", None),
+    "ops": Step("ops.eviction --shape 7B --budget 1024 --batch 1 64 256 --repeats 5", "ops", None),
+    "attention": Step("ops.attention --repeats 5", "ops", None),
     "decode": Step(
-        f"bench_decode.py --arms default off raas --batches 64 16 1 {TOGETHER}", "decode", 300
+        f"serving.decode --arms default off raas --batches 64 16 1 {TOGETHER}", "decode", 300
     ),
-    "decode-large": Step(f"bench_decode.py --batches 256 128 {TOGETHER}", "decode", 240),
+    "decode-large": Step(f"serving.decode --batches 256 128 {TOGETHER}", "decode", 240),
     "decode-1.5b": Step(
-        "bench_decode.py --shape qwen2.5-1.5b --arms default off raas --rounds 9 "
+        "serving.decode --shape qwen2.5-1.5b --arms default off raas --rounds 9 "
         f"--batches 1 16 64 128 256 {TOGETHER}",
         "decode",
         300,
     ),
     "length": Step(
-        f"bench_decode.py --batches 16 64 --logical 32768 8192 --prefilled {TOGETHER}",
+        f"serving.decode --batches 16 64 --logical 32768 8192 --prefilled {TOGETHER}",
         "decode",
         600,
     ),
     "length-1.5b": Step(
-        "bench_decode.py --shape qwen2.5-1.5b --arms raas --batches 1 --logical 130048 --window 64",
+        "serving.decode --shape qwen2.5-1.5b --arms raas --batches 1 --logical 130048 --window 64",
         "decode",
         480,
     ),
     "throughput": Step(
-        "bench_throughput.py --kv-budgets 1024 --outputs 32768 16384 8192 4096 2048 1024",
+        "serving.throughput --kv-budgets 1024 --outputs 32768 16384 8192 4096 2048 1024",
         "throughput",
         1800,
     ),
     "throughput-budgets": Step(
-        "bench_throughput.py --arms raas --kv-budgets 512 2048 --outputs 32768 8192",
+        "serving.throughput --arms raas --kv-budgets 512 2048 --outputs 32768 8192",
         "throughput",
         480,
     ),
     "throughput-whole": Step(
-        "bench_throughput.py --shape qwen2.5-1.5b --arms default raas --outputs 2048 "
+        "serving.throughput --shape qwen2.5-1.5b --arms default raas --outputs 2048 "
         "--kv-budgets 256 --max-total-tokens 100000 --max-running-requests 192 --together "
         "--warmup 1000 --states steady full",
         "throughput",
         420,
     ),
     "throughput-full": Step(
-        "bench_throughput.py --arms raas default --kv-budgets 1024 --outputs 8192 --queues full "
+        "serving.throughput --arms raas default --kv-budgets 1024 --outputs 8192 --queues full "
         "--states full",
         "throughput",
         1260,
     ),
     "serving": Step(
-        "bench_serving.py --arms default raas --rounds 5 --together --max-total-tokens 380000 "
+        "serving.online --arms default raas --rounds 5 --together --max-total-tokens 380000 "
         "'--server-flags=--mem-fraction-static 0.92 --chunked-prefill-size 2048'",
         "serving",
         1200,
     ),
-    "prefix": Step(f"bench_prefix.py --rounds 5 {TOGETHER}", "prefix", 360),
-    "profile": Step(f"profile_step.py --batches 64 256 {TOGETHER}", "profile", 240),
-    "memory": Step("bench_memory.py --arms default raas", "memory", 420),
+    "prefix": Step(f"serving.prefix --rounds 5 {TOGETHER}", "prefix", 360),
+    "profile": Step(f"serving.profile --batches 64 256 {TOGETHER}", "profile", 240),
+    "memory": Step("serving.memory --arms default raas", "memory", 420),
     "long-outputs": Step(
-        "bench_long_outputs.py --server-flags=--context-length=131072", "long_outputs", 720
+        "serving.long_outputs --server-flags=--context-length=131072", "long_outputs", 720
     ),
-    "soak": Step("soak.py", "soak", 1200),
+    "soak": Step("serving.soak", "soak", 1200),
 }
 
 
@@ -116,7 +116,7 @@ def run(name: str, args: argparse.Namespace) -> bool:
     with log_path(name, args).open("a") as log:
         code = subprocess.run(
             [sys.executable, *command(STEPS[name], args.out, args.commit)],
-            cwd=FOLDER.parent,
+            cwd=ROOT,
             stdout=log,
             stderr=log,
             check=False,
@@ -129,11 +129,11 @@ def run(name: str, args: argparse.Namespace) -> bool:
 
 def command(step: Step, out: Path, commit: str) -> list[str]:
     """Python's arguments for a step."""
-    script, *arguments = shlex.split(step.command)
+    module, *arguments = shlex.split(step.command)
     limit = ["--seconds", str(step.seconds)] if step.seconds else []
     # From the repository's root, where it runs: rows keep the command.
-    rows = os.path.relpath(out / f"{step.rows}.jsonl", FOLDER.parent)
-    return [f"{FOLDER.name}/{script}", *arguments, *limit, "--commit", commit, "--out", rows]
+    rows = os.path.relpath(out / f"{step.rows}.jsonl", ROOT)
+    return ["-m", f"benchmarks.{module}", *arguments, *limit, "--commit", commit, "--out", rows]
 
 
 def is_done(name: str, args: argparse.Namespace) -> bool:

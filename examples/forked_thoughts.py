@@ -4,12 +4,12 @@ The prompt is a program for the bundled reasoner and is prefilled once: the fork
 cache. Each thought runs with ``raas`` and keeps a budget of its own tokens. The answer after it
 runs ``dense``: it prefills the finished thought, so it reads all of it, evicted tokens included.
 
-    PYTHONPATH=benchmarks python examples/forked_thoughts.py --base-url http://127.0.0.1:30000
-    PYTHONPATH=benchmarks python examples/forked_thoughts.py \
-        --model-path benchmarks/reasoner/model --thoughts 5 --kv-budget 64 --lines 40
+    PYTHONPATH=. python examples/forked_thoughts.py --base-url http://127.0.0.1:30000
+    PYTHONPATH=. python examples/forked_thoughts.py \
+        --model-path reasoner/model --thoughts 5 --kv-budget 64 --lines 40
 
 Without a GPU the bundled model needs ``SGLANG_EXTERNAL_MODEL_PACKAGE=reasoner_model`` and
-``benchmarks/reasoner/served`` on the ``PYTHONPATH`` as well.
+``reasoner/served`` on the ``PYTHONPATH`` as well.
 """
 
 import argparse

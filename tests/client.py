@@ -1,12 +1,12 @@
 """What the tests ask a server."""
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import requests
 
+from benchmarks.harness.streams import stream
 from raas_sglang.policies import POLICIES
 from reasoner.problem import Problem, grade, make_problem
 
@@ -32,13 +32,7 @@ def generate(server, prompt, policy=None, budget=None, tokens=64, **extra) -> di
 
 def events(server, body: dict, route: str = "/generate"):
     """Yields the events of a streamed answer, which must begin with status 200."""
-    with requests.post(
-        server.url + route, json={**body, "stream": True}, stream=True, timeout=TIMEOUT_S
-    ) as response:
-        assert response.status_code == 200, response.text
-        for line in response.iter_lines():
-            if line.startswith(b"data: {"):
-                yield json.loads(line[6:])
+    return stream(server.url + route, body, TIMEOUT_S)
 
 
 @contextmanager

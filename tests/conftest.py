@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import raas_sglang.cpu
-from arms import loads_plugin
-from local_server import CPU_FLAGS, STRICT, LocalServer
+from benchmarks.harness.arms import loads_plugin
+from benchmarks.harness.rows import RowFile
+from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
-from rows import RowFile
 
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]

@@ -1,6 +1,6 @@
 """The reasoner's answers on the CPU engine, stored for the tests on a GPU to compare with.
 
-    PYTHONPATH=benchmarks .venv/bin/python tests/cpu_run.py
+    PYTHONPATH=. .venv/bin/python tests/cpu_run.py
 
 writes `tests/gpu/data/cpu_run.json`: how many problems each policy solved, and for the first few
 problems every token with the steps at which the two likeliest tokens were close.
@@ -11,8 +11,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.harness.server import CPU_FLAGS, CPU_POOL, LocalServer
 from client import generate, problem, together
-from local_server import CPU_FLAGS, CPU_POOL, LocalServer
 from raas_sglang.cpu import cpu_environment
 from reasoner.problem import Problem, grade
 

@@ -5,7 +5,7 @@ import json
 import sglang as sgl
 
 from client import problem
-from local_server import REASONER
+from reasoner import REASONER
 
 
 def main() -> None:

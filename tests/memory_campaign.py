@@ -1,6 +1,6 @@
 """A long campaign of the random memory test on every core, kept as a row.
 
-    PYTHONPATH=tests:benchmarks python tests/memory_campaign.py --operations 1000000 --out ROWS
+    PYTHONPATH=tests:. python tests/memory_campaign.py --operations 1000000 --out ROWS
 
 Every seed is a pool of its own (`tests/memory/test_memory_model.py`), so processes share nothing.
 It runs on any machine: GPUs are hidden, and SGLang's CPU engine is used. The first failure ends it
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import raas_sglang.cpu
-from rows import RowFile
+from benchmarks.harness.rows import RowFile
 
 TESTS = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from raas_patches import installation
 from raas_patches.active import attach_config
 from raas_sglang.config import RaasConfig
 
-ROOT = next(path for path in Path(__file__).parents if (path / "benchmarks").exists())
-MODEL = str(ROOT / "benchmarks" / "reasoner" / "model")
+ROOT = next(path for path in Path(__file__).parents if (path / "reasoner").exists())
+MODEL = str(ROOT / "reasoner" / "model")
 # SGLang's paged allocator is Triton, which decides at import whether it runs on the CPU.
 PAGE_SIZE = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 1
 

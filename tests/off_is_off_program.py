@@ -15,8 +15,8 @@ from typing import Any
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
-from local_server import REASONER
 from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, seams
+from reasoner import REASONER
 
 EVERY = ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE
 CPU = ("--device", "cpu", "--attention-backend", "torch_native", "--random-seed", "1")

@@ -15,7 +15,7 @@ from typing import Any
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
-from local_server import REASONER
+from reasoner import REASONER
 
 MODEL = {"model_path": str(REASONER), "device": "cpu", "attention_backend": "torch_native"}
 SETTINGS = {"kv_policy": "window", "kv_budget": 64}

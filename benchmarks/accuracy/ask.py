@@ -1,16 +1,14 @@
 """Asks a server for the samples of its cells, many at a time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import aiohttp
 
-from accuracy.grid import Cell
-from accuracy.samples import SampleFile, sample_of
+from benchmarks.accuracy.grid import Cell
+from benchmarks.accuracy.samples import SampleFile, sample_of
 
-Asker = Callable[[aiohttp.ClientSession, Cell, int], Awaitable[dict[str, Any]]]
-BUFFER_BYTES = 1 << 20  # holds a streamed message, which repeats the whole text
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=600)
 
 
@@ -20,7 +18,6 @@ async def ask_cells(
     file: SampleFile,
     concurrency: int,
     progress: "Progress",
-    asker: Asker,
 ) -> None:
     """Collects every sample that is not in the file yet, in the order of the cells.
 
@@ -30,7 +27,6 @@ async def ask_cells(
         file: Where the samples go.
         concurrency: Requests that wait at the same time.
         progress: Told of every sample.
-        asker: Asks one question: `ask`, or `until_wrong.ask_until_wrong`.
 
     Raises:
         RuntimeError: the server refused a request.
@@ -39,13 +35,11 @@ async def ask_cells(
     # A connection that is kept is closed by the server after 5 s; while many samples are graded at
     # once this would be noticed too late, in the next request.
     connector = aiohttp.TCPConnector(limit=concurrency, force_close=True)
-    async with aiohttp.ClientSession(
-        url, connector=connector, timeout=TIMEOUT, read_bufsize=BUFFER_BYTES
-    ) as session:
+    async with aiohttp.ClientSession(url, connector=connector, timeout=TIMEOUT) as session:
 
         async def work() -> None:
             for cell, index in jobs:  # one iterator, shared: each job is taken once
-                sample = await asker(session, cell, index)
+                sample = await ask(session, cell, index)
                 file.write(sample)
                 progress.note(cell, sample["right"])
 
@@ -71,30 +65,15 @@ async def ask(session: aiohttp.ClientSession, cell: Cell, index: int) -> dict[st
         **cell.task.sampling,
     }
     async with session.post("/v1/chat/completions", json=body) as response:
-        await raise_if_refused(cell, response)
+        if response.status != 200:
+            raise RuntimeError(
+                f"{cell.key} must be answered, got {response.status}: {await response.text()}"
+            )
         answer = await response.json()
     choice, report = answer["choices"][0], answer["metadata"]["kv"][0]
     text = choice["message"]["content"] or ""
     tokens = answer["usage"]["completion_tokens"]
     return sample_of(cell, index, text, tokens, choice["finish_reason"], report)
-
-
-def generate_body(cell: Cell, index: int) -> dict[str, Any]:
-    """The request for `/generate` of one generated problem, greedy."""
-    sampling = {
-        "temperature": 0,
-        "max_new_tokens": cell.task.sampling["max_completion_tokens"],
-        "custom_params": _custom_params(cell),
-    }
-    return {"text": cell.task.prompt(index), "sampling_params": sampling}
-
-
-async def raise_if_refused(cell: Cell, response: aiohttp.ClientResponse) -> None:
-    """Raises RuntimeError if the server refused a request."""
-    if response.status != 200:
-        raise RuntimeError(
-            f"{cell.key} must be answered, got {response.status}: {await response.text()}"
-        )
 
 
 def count_missing(cells: Sequence[Cell], file: SampleFile) -> int:

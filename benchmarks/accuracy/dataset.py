@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accuracy.task import Verdict
+from benchmarks.accuracy.task import Verdict
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 # Where the hub has each: repository, configuration, split.

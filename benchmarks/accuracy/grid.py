@@ -1,14 +1,14 @@
 """Which cells are measured: tasks x methods x budgets, in the order of their importance."""
 
 import argparse
-import json
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from accuracy.task import Task, make_task
+from benchmarks.accuracy.dataset import DATASETS, DatasetTask
+from benchmarks.accuracy.task import ReasonerTask, Task
 from raas_kernels.layout import BUDGET_UNIT
+from reasoner.regimes import OPERANDS
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,6 @@ class Cell:
         return self.task.name, self.method, self.budget
 
 
-def read_grid(path: Path, first_seed: int) -> list[Cell]:
-    """Reads a JSON list of blocks with ``tasks``, ``methods``, ``budgets`` and ``n``."""
-    return [
-        cell for block in json.loads(path.read_text()) for cell in make_cells(block, first_seed)
-    ]
-
-
 def make_cells(block: dict[str, Any], first_seed: int) -> list[Cell]:
     """Returns the product of a block, task by task, then budget by budget.
 
@@ -61,6 +54,31 @@ def make_cells(block: dict[str, Any], first_seed: int) -> list[Cell]:
     return cells
 
 
+def make_task(text: str, first_seed: int, sampling: dict[str, Any] | None = None) -> Task:
+    """Returns a task by name: ``REGIME:TOKENS``, or ``DATASET`` or ``DATASET:FILE`` (`dataset`).
+
+    Args:
+        text: The name.
+        first_seed: Of generated problems.
+        sampling: Fields of the requests of a data set.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    kind, _, rest = text.partition(":")
+    if kind in OPERANDS:
+        if not rest.isdecimal():
+            raise ValueError(
+                f"a reasoner task must be {kind}:TOKENS, got {text!r}; use {kind}:1200"
+            )
+        return ReasonerTask(kind, int(rest), first_seed)
+    name, _, each = kind.partition("*")
+    if name in DATASETS and (not each or each.isdecimal()):
+        return DatasetTask.load(name, rest or None, int(each or 1), sampling or {})
+    known = ", ".join([*OPERANDS, *DATASETS])
+    raise ValueError(f"a task must be one of {known}, got {text!r}")
+
+
 def budget_tokens(text: str, task: Task) -> int:
     """Returns a budget in tokens; a share is rounded down to a multiple of `BUDGET_UNIT`.
 
@@ -80,7 +98,6 @@ def budget_tokens(text: str, task: Task) -> int:
 
 def add_grid_flags(parser: argparse.ArgumentParser, methods: list[str]) -> None:
     """Adds the flags that `cells_of` reads."""
-    parser.add_argument("--grid", type=Path, help="JSON list of blocks, instead of the next four")
     parser.add_argument("--tasks", nargs="+", default=["milestone:1200"])
     parser.add_argument("--methods", nargs="+", default=methods)
     parser.add_argument("--budgets", nargs="+", default=["256"], help="tokens, or a share: 1/8")
@@ -92,8 +109,6 @@ def add_grid_flags(parser: argparse.ArgumentParser, methods: list[str]) -> None:
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """The grid that a command line asks for."""
-    if args.grid:
-        return read_grid(args.grid, args.first_seed)
     block = {name: getattr(args, name) for name in ("tasks", "methods", "budgets", "n")}
     block["sampling"] = {"temperature": 0} if args.greedy else {}
     if args.max_tokens:

@@ -1,13 +1,13 @@
-"""Collects samples: ``python -m accuracy.run --help`` from ``benchmarks/``.
+"""Collects samples: `python -m benchmarks.accuracy.run --help`.
 
-    python -m accuracy.run --tasks milestone:1200 uniform:602 --methods dense raas window h2o \
-        --budgets 64 256 1/8 --n 200 --out ../out/samples.jsonl
+    python -m benchmarks.accuracy.run --tasks milestone:1200 uniform:602 \
+        --methods dense raas window h2o --budgets 64 256 1/8 --n 200 --out out/samples.jsonl
 
 asks the bundled reasoner through a server of its own; methods are policies. The same command goes
 on where an interrupted one stopped. ``--url`` asks a running server instead. Real questions:
 
-    python -m accuracy.run --model-path MODEL --tasks gsm8k:FILE math500:FILE gsm8k*4:FILE \
-        --greedy --max-tokens 2048 ...
+    python -m benchmarks.accuracy.run --model-path MODEL \
+        --tasks gsm8k:FILE math500:FILE gsm8k*4:FILE --greedy --max-tokens 2048 ...
 """
 
 import argparse
@@ -18,13 +18,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accuracy.ask import Progress, ask, ask_cells, count_missing
-from accuracy.grid import Cell, add_grid_flags, cells_of
-from accuracy.samples import SampleFile, add_sample_flags
-from accuracy.server import by_server, make_server
-from accuracy.until_wrong import ask_until_wrong
-from local_server import REASONER
-from rows import commit_of_checkout
+from benchmarks.accuracy.ask import Progress, ask_cells, count_missing
+from benchmarks.accuracy.grid import Cell, add_grid_flags, cells_of
+from benchmarks.accuracy.samples import SampleFile, about_run, add_sample_flags
+from benchmarks.accuracy.server import by_server, make_server
+from reasoner import REASONER
 
 
 def main() -> int:
@@ -32,12 +30,7 @@ def main() -> int:
     # Ended from outside, it still stops its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cells = cells_of(args)
-    about = {
-        "command": shlex.join(["python", "-m", "accuracy.run", *sys.argv[1:]]),
-        "commit": args.commit or commit_of_checkout(),
-        "first_seed": args.first_seed,
-        "model": args.model_path.name if args.model_path != REASONER else "reasoner",
-    }
+    about = about_run(args)
     file = SampleFile(args.out, args.texts, about)
     total = count_missing(cells, file)
     print(f"{total} samples to collect in {len(cells)} cells", flush=True)
@@ -55,9 +48,8 @@ async def collect(
     cells: Sequence[Cell], file: SampleFile, progress: Progress, args: argparse.Namespace
 ) -> None:
     """Asks all cells, of one running server or of as many of its own as may run together."""
-    asker = ask_until_wrong if args.until_wrong else ask
     if args.url:
-        await ask_cells(args.url, cells, file, args.concurrency, progress, asker)
+        await ask_cells(args.url, cells, file, args.concurrency, progress)
         return
 
     async def serve(group: list[Cell]) -> None:
@@ -68,7 +60,7 @@ async def collect(
         try:
             await asyncio.to_thread(server.start)
             print(f"up: {shlex.join(server.command)}", flush=True)
-            await ask_cells(server.url, group, file, args.concurrency, progress, asker)
+            await ask_cells(server.url, group, file, args.concurrency, progress)
         except Exception:
             print(f"failed: {shlex.join(server.command)}\n{server.log_end()}", flush=True)
             raise
@@ -96,9 +88,6 @@ def parse_args() -> argparse.Namespace:
         "--server-flags", default="", help="further flags of every server, one text"
     )
     parser.add_argument("--concurrency", type=int, default=32, help="requests at a time and server")
-    parser.add_argument(
-        "--until-wrong", action="store_true", help="asks for a chain up to its first wrong token"
-    )
     parser.add_argument("--seconds", type=float, help="stops after so long with what it has")
     add_sample_flags(parser)
     return parser.parse_args()

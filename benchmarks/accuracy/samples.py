@@ -3,16 +3,17 @@
 import argparse
 import gzip
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accuracy.grid import Cell
-from rows import device, versions
+from benchmarks.accuracy.grid import Cell
+from benchmarks.harness.rows import commit_of_checkout, device, own_command, versions
+from reasoner import REASONER
 
 Key = tuple[str, str, int | None]  # task, method, budget
-WRONG = "wrong"  # how a chain ended that was not asked to its end
 _TEXTS = ("prompt", "text")
 
 
@@ -21,6 +22,16 @@ def add_sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
     parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
+
+
+def about_run(args: argparse.Namespace) -> dict[str, Any]:
+    """What is true of all samples of a run."""
+    return {
+        "command": shlex.join(["python", *own_command()]),
+        "commit": args.commit or commit_of_checkout(),
+        "first_seed": args.first_seed,
+        "model": args.model_path.name if args.model_path != REASONER else "reasoner",
+    }
 
 
 class SampleFile:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from accuracy.grid import Cell
-from local_server import CPU_FLAGS, CPU_POOL, LocalServer
+from benchmarks.accuracy.grid import Cell
+from benchmarks.harness.server import CPU_FLAGS, CPU_POOL, LocalServer
 from raas_sglang.cpu import cpu_environment, has_driver
 
 GPU_FLAGS = ("--disable-prefill-cuda-graph", "--mem-fraction-static", "0.9")

@@ -1,4 +1,6 @@
-"""Turns samples into rows, one for each cell: ``python -m accuracy.summary SAMPLES... --out ROWS``.
+"""Turns samples into rows, one for each cell.
+
+    python -m benchmarks.accuracy.summary SAMPLES... --out ROWS
 
 A row holds which problems were solved as hexadecimal bits, so that any two cells can be compared on
 the same problems without the samples. What a run was stands before its rows.
@@ -12,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from accuracy.samples import WRONG, Key, key_of, read_runs, read_samples
-from accuracy.significance import wilson
+from benchmarks.accuracy.samples import Key, key_of, read_runs, read_samples
+from benchmarks.accuracy.significance import wilson
 
 Row = dict[str, Any]
 
@@ -60,9 +62,6 @@ def read_rows(path: Path) -> list[Row]:
 def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     """Returns the numbers of one cell.
 
-    Where a chain was asked until it was wrong, it is not known how it would have ended, nor how
-    long it would have become: these numbers are None then.
-
     Args:
         key: Task, method, budget.
         found: Its samples by problem.
@@ -71,8 +70,6 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
     samples = [found[index] for index in sorted(found)]
     flags = _flags(found)
     right = sum(flags.values())
-    endings = _endings(samples)
-    is_whole = all(sample["finish"] != WRONG for sample in samples)
     return {
         "task": task,
         "method": method,
@@ -81,7 +78,7 @@ def cell_row(key: Key, found: dict[int, dict[str, Any]]) -> Row:
         "right": right,
         "answers": len(samples),
         "wilson95": [round(x, 4) for x in wilson(right, len(flags))],
-        **(endings if is_whole else dict.fromkeys(endings)),
+        **_endings(samples),
         "asked": to_hex(place in flags for place in range(max(flags) + 1)),
         "solved": to_hex(flags.get(place, False) for place in range(max(flags) + 1)),
     }

@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from reasoner.problem import Problem, grade, lines_for_tokens, make_problem
-from reasoner.regimes import OPERANDS
 
 # Room beyond the right output, so that a chain that lost its way shows whether it ends.
 SLACK_TOKENS = 64
@@ -93,30 +92,3 @@ class ReasonerTask:
 @lru_cache(maxsize=8192)
 def _problem(regime: str, tokens: int, seed: int) -> Problem:
     return make_problem(regime, lines_for_tokens(tokens), seed, seed)
-
-
-def make_task(text: str, first_seed: int, sampling: dict[str, Any] | None = None) -> Task:
-    """Returns a task by name: ``REGIME:TOKENS``, or ``DATASET`` or ``DATASET:FILE`` (`dataset`).
-
-    Args:
-        text: The name.
-        first_seed: Of generated problems.
-        sampling: Fields of the requests of a data set.
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    kind, _, rest = text.partition(":")
-    if kind in OPERANDS:
-        if not rest.isdecimal():
-            raise ValueError(
-                f"a reasoner task must be {kind}:TOKENS, got {text!r}; use {kind}:1200"
-            )
-        return ReasonerTask(kind, int(rest), first_seed)
-    from accuracy.dataset import DATASETS, DatasetTask
-
-    name, _, each = kind.partition("*")
-    if name in DATASETS and (not each or each.isdecimal()):
-        return DatasetTask.load(name, rest or None, int(each or 1), sampling or {})
-    known = ", ".join([*OPERANDS, *DATASETS])
-    raise ValueError(f"a task must be one of {known}, got {text!r}")

@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from arms import loads_plugin
-from local_server import STRICT, LocalServer
+from benchmarks.harness.arms import loads_plugin
+from benchmarks.harness.server import STRICT, LocalServer
 from raas_sglang.cpu import has_driver
 
 # The pool is small; what is free of most of the memory is more than enough for each.

@@ -7,12 +7,12 @@ import pytest
 
 from client import assert_report, generate, together
 from cpu_run import TIE, Run, count_right, departures, load_runs, solve
-from local_server import REASONER
+from reasoner import REASONER
 from reasoner.problem import grade, make_problem
 
 pytestmark = pytest.mark.gpu
 
-RESULTS = REASONER.parents[1] / "results" / "reasoner.jsonl"
+RESULTS = REASONER.parents[1] / "benchmarks" / "results" / "reasoner.jsonl"
 PROBLEMS = 128
 RUNS = {(run.policy, run.budget): run for run in load_runs()}
 EVICTING = [run for run in RUNS.values() if run.policy == "raas"]

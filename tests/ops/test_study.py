@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from accuracy.study.attention import Statistics, attend, expected
-from accuracy.study.kernels import attend_triton, expected_triton
+from benchmarks.accuracy.study.attention import Statistics, attend, expected
+from benchmarks.accuracy.study.kernels import attend_triton, expected_triton
 
 LENGTHS = (70, 5, 33)  # of the prompts
 BUDGET = 40

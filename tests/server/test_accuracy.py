@@ -5,11 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import local_server
-from accuracy.samples import key_of, read_samples
+from benchmarks.accuracy.samples import key_of, read_samples
 from reasoner.problem import make_problem
 
-BENCHMARKS = Path(local_server.__file__).parent
+ROOT = Path(__file__).parents[2]
 PROBLEMS = 2
 
 
@@ -19,12 +18,12 @@ def collect(server, tmp_path, *more):
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) for p in asked))
     command = [
-        *(sys.executable, "-m", "accuracy.run", "--url", server.url),
+        *(sys.executable, "-m", "benchmarks.accuracy.run", "--url", server.url),
         *("--tasks", "milestone:150", f"aime24:{data}", "--budgets", "32"),
         *("--n", str(PROBLEMS), "--commit", "tested", "--out", str(tmp_path / "samples.jsonl")),
         *more,
     ]
-    run = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -48,22 +47,3 @@ def test_samples_are_collected_and_a_second_run_adds_what_is_missing(server, tmp
     said = collect(server, tmp_path, "--methods", "dense", "raas", "window")
     assert "4 samples to collect in 6 cells" in said
     assert len(list(read_samples(tmp_path / "samples.jsonl"))) == 12
-
-
-def test_a_chain_that_is_asked_until_it_is_wrong_has_the_same_verdict(server, tmp_path):
-    methods = ("--tasks", "milestone:150", "--methods", "dense", "window", "random")
-    collect(server, tmp_path, *methods)
-    collect(server, tmp_path, *methods, "--until-wrong", "--out", str(tmp_path / "short.jsonl"))
-    whole, short = (
-        {(*key_of(sample), sample["index"]): sample for sample in read_samples(tmp_path / name)}
-        for name in ("samples.jsonl", "short.jsonl")
-    )
-    assert whole.keys() == short.keys()
-    for key, sample in short.items():
-        same = ("right", "first_wrong_line")
-        assert [sample[name] for name in same] == [whole[key][name] for name in same]
-        assert sample["finish"] == ("stop" if sample["right"] else "wrong")
-        assert sample["tokens"] <= whole[key]["tokens"]
-    wrong = [key for key, sample in short.items() if not sample["right"]]
-    assert len(wrong) == 2 * PROBLEMS
-    assert any(short[key]["tokens"] < whole[key]["tokens"] for key in wrong)

@@ -6,16 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.harness.server import STRICT
 from client import assert_report, problem
-from local_server import STRICT, reasoner_environment
 from raas_sglang.cpu import cpu_environment
+from reasoner import reasoner_environment
 
 TESTS = Path(__file__).parents[1]
 
 
 def test_engine():
     environment = {**reasoner_environment(cpu_environment()), **STRICT}
-    paths = [str(TESTS), str(TESTS.parent / "benchmarks"), environment["PYTHONPATH"]]
+    paths = [str(TESTS), str(TESTS.parent), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
         [sys.executable, str(TESTS / "engine_program.py")],

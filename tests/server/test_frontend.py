@@ -16,9 +16,9 @@ from sglang.lang.backend.base_backend import BaseBackend
 from sglang.lang.chat_template import get_chat_template
 
 import raas_patches.lang
-from local_server import reasoner_environment
 from raas_sglang import lang as raas
 from raas_sglang.cpu import cpu_environment
+from reasoner import reasoner_environment
 from reasoner.problem import make_problem
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def run_example(*where: str) -> list[str]:
     arguments = [*where, "--thoughts", "3", "--kv-budget", "16", "--lines", "4"]
     command = [sys.executable, ROOT / "examples" / "forked_thoughts.py", *arguments]
     environment = reasoner_environment(cpu_environment())
-    paths = [str(ROOT / "benchmarks"), environment["PYTHONPATH"]]
+    paths = [str(ROOT), environment["PYTHONPATH"]]
     done = subprocess.run(
         command,
         env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
@@ -237,5 +237,5 @@ def test_example_on_a_server(server: Any) -> None:
 
 
 def test_example_on_its_own_runtime() -> None:
-    model = str(ROOT / "benchmarks" / "reasoner" / "model")
+    model = str(ROOT / "reasoner" / "model")
     assert_three_thoughts_voted(run_example("--model-path", model, "--device", "cpu"))

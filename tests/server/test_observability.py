@@ -14,9 +14,9 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.harness.server import LocalServer, free_port
 from client import generate, post, problem, request, together, token_ids
 from conftest import start_server
-from local_server import LocalServer, free_port
 from raas_sglang.metrics import METRIC_NAMES
 from raas_sglang.trace import Received, listen, reused, token_table
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
 
 import twins
+from benchmarks.harness.server import LocalServer
 from client import (
     EVICTING,
     assert_report,
@@ -22,7 +23,7 @@ from client import (
     token_ids,
 )
 from conftest import start_server
-from local_server import REASONER, LocalServer
+from reasoner import REASONER
 
 FOREVER = {"sampling_params": {"ignore_eos": True}}
 BUDGET, TOKENS, POOL = 32, 1500, 2000

@@ -5,21 +5,15 @@ import math
 
 import pytest
 
-import stored
-from accuracy import comparison, plot, tables
-from accuracy.ask import count_missing
-from accuracy.dataset import INSTRUCTION, DatasetTask, grade
-from accuracy.grid import budget_tokens, make_cells
-from accuracy.samples import WRONG, SampleFile, read_samples
-from accuracy.server import by_server
-from accuracy.significance import mcnemar, wilson
-from accuracy.summary import cell_row, main, problems, read_rows
-from accuracy.task import make_task
-from local_server import REASONER
-from plots import data_of
-from table import NOTHING
-
-PLOTS = REASONER.parents[2] / "docs" / "plots"
+from benchmarks.accuracy.ask import count_missing
+from benchmarks.accuracy.dataset import INSTRUCTION, DatasetTask, grade
+from benchmarks.accuracy.grid import budget_tokens, make_cells, make_task
+from benchmarks.accuracy.samples import SampleFile, read_samples
+from benchmarks.accuracy.server import by_server
+from benchmarks.accuracy.significance import mcnemar, wilson
+from benchmarks.accuracy.summary import cell_row, main, problems, read_rows
+from benchmarks.report import accuracy, accuracy_plots, build, store
+from benchmarks.report.drawing import data_of
 
 
 def block(**changes):
@@ -208,21 +202,11 @@ def test_problems_that_were_not_asked_are_not_failures():
     assert (few["n"], few["right"]) == (2, 2)
     assert problems(few, "asked") == problems(few, "solved") == {1, 5}
     all_wrong = cell_row(("t", "window", 64), {i: sample(i, right=False) for i in range(6)})
-    assert comparison.compare(few, all_wrong) == (2, 0, 0.5)
-
-
-def test_how_a_chain_ends_is_not_known_where_it_was_not_asked_to_its_end():
-    found = {0: sample(0), 1: sample(1, right=False) | {"finish": WRONG}}
-    row = cell_row(("milestone:150", "raas", 64), found)
-    assert (row["n"], row["right"]) == (2, 1)
-    assert row["unanswered"] is row["unfinished"] is row["tokens_mean"] is None
-    whole = cell_row(("milestone:150", "raas", 64), {0: sample(0)})
-    assert whole["unanswered"] == 0
-    assert whole["tokens_mean"] > 0
+    assert accuracy.compare(few, all_wrong) == (2, 0, 0.5)
 
 
 def test_tables_mark_what_differs_from_dense(rows):
-    text = comparison.over_budget(rows)
+    text = accuracy.over_budget(rows)
     assert "| `raas` | 50.0*↑ | 97.5 |" in text
     assert "| `dense` |  | 100.0 |" in text
     assert "n = 40; 147 tokens a dense answer." in text
@@ -234,7 +218,7 @@ def cell(method, budget, right):
 
 
 def test_an_arrow_marks_what_differs_from_the_best_control(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    monkeypatch.setattr(store, "RESULTS", tmp_path)
     chosen = [
         *(cell("dense", None, 40), cell("raas", 64, 30), cell("raas", 128, 20)),
         *(cell("window", 64, 2), cell("h2o", 64, 10), cell("raas-paper", 128, 39)),
@@ -242,29 +226,21 @@ def test_an_arrow_marks_what_differs_from_the_best_control(tmp_path, monkeypatch
     (tmp_path / "accuracy.jsonl").write_text(
         "\n".join(json.dumps(x) for row in chosen for x in ({"run": row.pop("run")}, row))
     )
-    text = tables.real()
+    text = accuracy.real()
     assert "| m, gsm8k: right, %, budget | 64 | 128 |" in text
     assert "| `raas` | 75.0*↑ | 50.0*↓ |" in text
     assert "| `h2o` | 25.0* |  |" in text
-    assert tables.reasoner() == NOTHING
 
 
-def test_without_rows_a_table_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
-    assert {make() for make in tables.TABLES.values()} == {NOTHING}
-
-
-def test_the_pictures_of_the_documents_show_the_stored_rows():
-    drawn = {path.stem for path in PLOTS.glob("accuracy-*.svg")}
-    wanted = plot.pictures(comparison.stored_rows())
-    assert drawn == set(wanted)
-    for name, rows in wanted.items():
-        assert data_of(PLOTS / f"{name}.svg") == plot.data(rows)
+def test_the_picture_of_the_documents_shows_the_stored_rows():
+    drawn = build.ROOT / build.plot_path("accuracy-real")
+    assert data_of(drawn) == accuracy_plots.accuracy().data()
 
 
 def test_equal_rows_draw_equal_pictures(rows, tmp_path):
-    for folder in ("first", "second"):
-        plot.draw(rows, tmp_path / folder / "accuracy-150.svg")
-    pictures = [(tmp_path / name / "accuracy-150.svg").read_text() for name in ("first", "second")]
+    paths = [tmp_path / folder / "accuracy-150.svg" for folder in ("first", "second")]
+    for path in paths:
+        accuracy_plots.AccuracyPlot(rows).draw(path)
+    pictures = [path.read_text() for path in paths]
     assert pictures[0] == pictures[1]
     assert "milestone:150" in pictures[0]

@@ -2,9 +2,9 @@
 
 import pytest
 
-import arms
-from arms import Arm
-from model_shapes import model_path_of
+from benchmarks.harness import arms
+from benchmarks.harness.arms import Arm
+from benchmarks.harness.shapes import model_path_of
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import argparse
 
 import pytest
 
-from bench_decode import logical_lengths, parse_args, slots_needed
-from decode_run import Workload
-from local_server import REASONER
+from benchmarks.harness.decode_run import Workload
+from benchmarks.serving.decode import logical_lengths, parse_args, slots_needed
+from reasoner import REASONER
 
 LOAD = Workload(prompt=256, budget=1024, window=32, interval=16, seed=1, model_path=REASONER)
 IN_TURNS = argparse.Namespace(batches=[16, 64], logical=None, rounds=5)

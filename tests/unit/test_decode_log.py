@@ -2,7 +2,7 @@
 
 import pytest
 
-from decode_log import decode_batches, retractions
+from benchmarks.harness.decode_log import decode_batches, retractions
 
 LINE = (
     "[2026-11-22 21:00:00] Decode batch, #running-req: 4, #token: 474, token usage: 0.02, "

@@ -20,7 +20,7 @@ from raas_sglang.request import REPORT_FIELDS, parse_options
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "benchmarks/reasoner/*.md")
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "reasoner/*.md")
     for path in ROOT.glob(pattern)
 )
 # A changelog names what is gone, and the study names rules of engines that are gone.
@@ -35,7 +35,7 @@ OF_OTHER_TOOLS = {"--editable"}
 
 
 def text_of(page: str) -> str:
-    """A page without what `report.py` writes, which it checks itself."""
+    """A page without what `benchmarks.report` writes, which it checks itself."""
     return GENERATED.sub("", (ROOT / page).read_text())
 
 
@@ -86,7 +86,8 @@ def flags() -> set[str]:
     if "--kv-policy" not in parser._option_string_actions:  # hooked where plugins are loaded
         add_flags(parser)
     scripts = [ROOT / "raas_sglang" / "__main__.py", *(ROOT / "tests").glob("*.py")]
-    scripts += [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
+    for folder in ("benchmarks", "examples", "reasoner"):
+        scripts += (ROOT / folder).rglob("*.py")
     own = {flag for path in scripts for flag in re.findall(r'"(--[a-z0-9-]+)"', path.read_text())}
     return set(parser._option_string_actions) | own | OF_OTHER_TOOLS | {"--help"}
 
@@ -144,9 +145,8 @@ def test_every_make_target_exists():
 def test_every_module_and_script_exists(page):
     text = text_of(page)
     for module in set(re.findall(r"python3? -m ([a-z_.0-9]+)", text)):
-        in_benchmarks = (ROOT / "benchmarks" / module.replace(".", "/")).with_suffix(".py")
-        found = in_benchmarks.exists() or importlib.util.find_spec(module.partition(".")[0])
-        assert found, module
+        ours = module.startswith(("benchmarks.", "examples.", "reasoner."))
+        assert importlib.util.find_spec(module if ours else module.partition(".")[0]), module
     for script in set(re.findall(r"python3? ((?:benchmarks|tests|examples)/[\w/]+\.py)", text)):
         assert (ROOT / script).exists(), script
 

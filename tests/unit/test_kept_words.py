@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kept_words import Word, held_shares, picture, words
+from examples.demo.kept_words import Word, held_shares, picture, words
 
 
 def test_the_picture_hides_what_most_heads_gave_up():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kernel_times import ON_GPU, Kernel, read_trace
+from benchmarks.harness.kernel_times import ON_GPU, Kernel, read_trace
 
 
 def event(name, begin, length, category="kernel"):

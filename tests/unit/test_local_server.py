@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 # Answers as a server does that is up, with a child in its process group.
 SERVER = """
 import http.server, subprocess, sys
@@ -25,7 +25,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 PARENT = f"""
 import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
-from local_server import LocalServer
+from benchmarks.harness.server import LocalServer
 servers = [LocalServer([], dict(os.environ)) for _ in range(2)]
 for one in servers:
     one.command = [sys.executable, "-c", {SERVER!r}, str(one.port)]
@@ -49,7 +49,7 @@ def running(group: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_no_server_outlives_the_process_that_started_it(number):
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], env=environment, stdout=subprocess.PIPE, text=True
     ) as parent:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-from local_server import CPU_FLAGS
+from benchmarks.harness.server import CPU_FLAGS
 from raas_patches.model_support import EQUAL, PLAIN, require_model
 from raas_sglang.pool import RaasTokenToKVPool
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from online_client import NAME, run_client
+from benchmarks.serving.online_client import NAME, run_client
 
 
 @pytest.fixture

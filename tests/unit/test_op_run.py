@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-import stored
-import tables
-from op_run import SHAPES, Case, measure, print_row
-from rows import RowFile
+from benchmarks.harness.rows import RowFile
+from benchmarks.ops.timing import SHAPES, Case, measure, print_row
+from benchmarks.report import ops, store
 
 
 def test_a_kernel_is_held_against_the_larger_bandwidth(tmp_path, monkeypatch, capsys):
@@ -22,13 +21,13 @@ def test_a_kernel_is_held_against_the_larger_bandwidth(tmp_path, monkeypatch, ca
     assert row["versions"]["torch"]
     print_row(row)
     assert capsys.readouterr().out.split()[-2:] == ["50.0", "%"]
-    monkeypatch.setattr(stored, "RESULTS", tmp_path)
-    assert "| `score_pages` | 2.00 (50%) |" in tables.ops()
+    monkeypatch.setattr(store, "RESULTS", tmp_path)
+    assert "| `score_pages` | 2.00 (50%) |" in ops.ops()
 
 
 def test_stored_kernels_have_the_form_of_all_rows():
     lines = [
-        line for path in stored.RESULTS.rglob("ops.jsonl") for line in path.read_text().splitlines()
+        line for path in store.RESULTS.rglob("ops.jsonl") for line in path.read_text().splitlines()
     ]
     assert lines
     for line in lines:

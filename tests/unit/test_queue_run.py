@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-import queue_run
-from arms import Arm
-from decode_log import decode_batches
-from queue_run import LEAST_LINES, QueueRun
-from request_queue import Request, Served
-from steady_state import Work
-from token_streams import OutOfTimeError
+from benchmarks.harness.arms import Arm
+from benchmarks.harness.deadline import OutOfTimeError
+from benchmarks.harness.decode_log import decode_batches
+from benchmarks.harness.queue import Request, Served
+from benchmarks.serving import queue_run
+from benchmarks.serving.queue_run import LEAST_LINES, QueueRun
+from benchmarks.serving.steady_state import Work
 
 LOG_STEPS, RUNNING = 20, 3
 RETRACTED = "KV cache pool is full. Retract requests. #retracted_reqs: 2, #new_tokens_gained: 9\n"

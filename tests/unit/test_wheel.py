@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.server import CPU_FLAGS, LocalServer
 from client import assert_report, generate
-from local_server import CPU_FLAGS, LocalServer
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import has_driver
 
@@ -135,7 +135,7 @@ def test_the_kernels_package_that_sglang_needs_is_not_shadowed(beside_sglang):
     done = run(beside_sglang, "-c", code, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(sysconfig.get_path("purelib"))
-    for folder in ("kernels", "patches", "tests", "benchmarks"):
+    for folder in ("kernels", "patches", "tests"):
         assert not (ROOT / folder / "__init__.py").exists()
 
 

@@ -70,7 +70,7 @@ def attend(
         The shape of q.
     """
     if q.is_cuda:
-        from accuracy.study.kernels import attend_triton
+        from benchmarks.accuracy.study.kernels import attend_triton
 
         return attend_triton(q, slots, prompt, where, step, scale, statistics)
     count = min(int(step) + 1, slots[0].shape[2])
@@ -117,7 +117,7 @@ def expected(
         float32 [layers, rows, H, G, L], and its log-sum-exp over the keys [layers, rows, H, G].
     """
     if keys.is_cuda:
-        from accuracy.study.kernels import expected_triton
+        from benchmarks.accuracy.study.kernels import expected_triton
 
         return expected_triton(mean, half_variance, keys, prompt_keys, where, count, with_prompt)
 

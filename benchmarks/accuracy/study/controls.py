@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accuracy.study.residents import Residents
-from accuracy.study.rule import Rule
+from benchmarks.accuracy.study.residents import Residents
+from benchmarks.accuracy.study.rule import Rule
 
 
 @dataclass

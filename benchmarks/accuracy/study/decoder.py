@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from accuracy.study.attention import LARGEST_GROUP, Prompts, Statistics, attend
-from accuracy.study.model import Model
-from accuracy.study.residents import Residents
-from accuracy.study.rule import Rule
+from benchmarks.accuracy.study.attention import LARGEST_GROUP, Prompts, Statistics, attend
+from benchmarks.accuracy.study.model import Model
+from benchmarks.accuracy.study.residents import Residents
+from benchmarks.accuracy.study.rule import Rule
 
 PREFILL_TOKENS = 16384
 LOOK_EVERY = 16  # steps between two looks at which answers have ended

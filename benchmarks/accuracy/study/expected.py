@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accuracy.study.attention import expected
-from accuracy.study.gap import Gap
-from accuracy.study.model import turned
-from accuracy.study.residents import Residents
-from accuracy.study.rule import Rule
+from benchmarks.accuracy.study.attention import expected
+from benchmarks.accuracy.study.gap import Gap
+from benchmarks.accuracy.study.model import turned
+from benchmarks.accuracy.study.residents import Residents
+from benchmarks.accuracy.study.rule import Rule
 from raas_kernels import Policy
 
 LEAST_NORM = 1e-6

@@ -5,8 +5,8 @@ from concurrent.futures import Executor
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from accuracy.grid import Cell
-from accuracy.samples import sample_of
+from benchmarks.accuracy.grid import Cell
+from benchmarks.accuracy.samples import sample_of
 
 CHUNK = 16  # answers that a process grades at a time; the task travels with them
 

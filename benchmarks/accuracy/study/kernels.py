@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from accuracy.study.attention import Statistics
+from benchmarks.accuracy.study.attention import Statistics
 
 BLOCK = 64
 EXPECTED_BLOCK = 32

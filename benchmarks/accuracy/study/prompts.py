@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from accuracy.task import ReasonerTask, Task
+from benchmarks.accuracy.task import ReasonerTask, Task
 
 
 def token_ids(

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from accuracy.study.attention import Prompts, Statistics
-from accuracy.study.model import Model
+from benchmarks.accuracy.study.attention import Prompts, Statistics
+from benchmarks.accuracy.study.model import Model
 
 
 class Residents:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d, normalize
 
-from accuracy.study.residents import Residents
-from accuracy.study.rule import Rule
+from benchmarks.accuracy.study.residents import Residents
+from benchmarks.accuracy.study.rule import Rule
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from accuracy.study.residents import Residents
+from benchmarks.accuracy.study.residents import Residents
 
 
 @dataclass

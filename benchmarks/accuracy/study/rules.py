@@ -2,11 +2,11 @@
 
 from dataclasses import fields
 
-from accuracy.study.controls import Mass, Paper, Random, Window
-from accuracy.study.expected import Expected, ExpectedAttention, ExpectedGap
-from accuracy.study.gap import Gap
-from accuracy.study.rivals import RKV, SnapKV, Tova
-from accuracy.study.rule import Rule
+from benchmarks.accuracy.study.controls import Mass, Paper, Random, Window
+from benchmarks.accuracy.study.expected import Expected, ExpectedAttention, ExpectedGap
+from benchmarks.accuracy.study.gap import Gap
+from benchmarks.accuracy.study.rivals import RKV, SnapKV, Tova
+from benchmarks.accuracy.study.rule import Rule
 
 RULES: dict[str, type[Rule]] = {
     "raas": Expected,

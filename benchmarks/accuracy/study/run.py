@@ -1,16 +1,15 @@
-"""Answers under any rule, on any model: ``python -m accuracy.study.run --help``.
+"""Answers under any rule, on any model: `python -m benchmarks.accuracy.study.run --help`.
 
-    python -m accuracy.study.run --model-path MODEL --tasks gsm8k:FILE gsm8k*4:FILE \
+    python -m benchmarks.accuracy.study.run --model-path MODEL --tasks gsm8k:FILE gsm8k*4:FILE \
         --methods dense window raas raas:spread=4,linear=0 --budgets 64 128 \
-        --n 1000 --out ../out/study.jsonl
+        --n 1000 --out out/study.jsonl
 
-A method is a rule of `accuracy.study.rules` and its settings. Answers are greedy. Samples are those
-of the served runs: `accuracy.summary` makes rows of them, which tell rules apart on the same
+A method is a rule of `rules.py` and its settings. Answers are greedy. Samples are those of the
+served runs: `benchmarks.accuracy.summary` makes rows of them, which tell rules apart on the same
 problems.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -20,15 +19,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from accuracy.grid import Cell, add_grid_flags, cells_of
-from accuracy.samples import SampleFile, add_sample_flags
-from accuracy.study.decoder import Decoder, prefill
-from accuracy.study.grade import Answer, graded
-from accuracy.study.model import Model
-from accuracy.study.prompts import token_ids
-from accuracy.study.rules import make_rule
-from local_server import REASONER
-from rows import commit_of_checkout
+from benchmarks.accuracy.grid import Cell, add_grid_flags, cells_of
+from benchmarks.accuracy.samples import SampleFile, about_run, add_sample_flags
+from benchmarks.accuracy.study.decoder import Decoder, prefill
+from benchmarks.accuracy.study.grade import Answer, graded
+from benchmarks.accuracy.study.model import Model
+from benchmarks.accuracy.study.prompts import token_ids
+from benchmarks.accuracy.study.rules import make_rule
+from reasoner import REASONER
 
 TOKENS = 1024  # most of an answer to a question of a data set, where --max-tokens says nothing
 
@@ -36,14 +34,7 @@ TOKENS = 1024  # most of an answer to a question of a data set, where --max-toke
 def main() -> int:
     args = parse_args()
     cells = cells_of(args)
-    about = {
-        "command": shlex.join(["python", "-m", "accuracy.study.run", *sys.argv[1:]]),
-        "commit": args.commit or commit_of_checkout(),
-        "first_seed": args.first_seed,
-        "model": args.model_path.name if args.model_path != REASONER else "reasoner",
-        "dtype": args.dtype,
-    }
-    file = SampleFile(args.out, args.texts, about)
+    file = SampleFile(args.out, args.texts, {**about_run(args), "dtype": args.dtype})
     model = Model(args.model_path, args.device, getattr(torch, args.dtype))
     study = Study(model, AutoTokenizer.from_pretrained(args.model_path))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:

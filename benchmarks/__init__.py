@@ -1,0 +1,1 @@
+"""What the plugin costs and saves; README.md says which script answers which question."""

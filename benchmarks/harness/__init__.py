@@ -1,0 +1,1 @@
+"""What the benchmarks share: servers and arms, requests, checks before a measurement, rows."""

@@ -1,0 +1,166 @@
+"""The tables of accuracy: methods held against each other on the same questions.
+
+`python -m benchmarks.report.accuracy ROWS` shows other rows than those of the repository.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.accuracy.significance import mcnemar
+from benchmarks.accuracy.summary import Row, problems, read_rows
+from benchmarks.report import store
+from benchmarks.report.table import NOTHING, markdown
+
+SIGNIFICANT = 0.05
+CONTROLS = ("window", "random", "h2o", "raas-paper")
+# Methods of `benchmarks.accuracy.study.run`, and what they are.
+STUDIED = {
+    "dense": "dense",
+    "raas": "**the rule of `raas`**",
+    "raas:spread=4,floor=0.5,best=1": "with c = 4, the newest half spared, the best query head",
+    "raas:spread=4,linear=0,floor=0.5,best=1": "that, and no fading by age",
+    "raas:spread=2,linear=0,floor=0.5,best=1": "that, no fading, and c = 2",
+    "raas:spread=1,linear=0,floor=0.5,best=1": "that, no fading, and c = 1, a plain Gaussian",
+    "expected-attention": "Expected Attention",
+    "r-kv": "R-KV",
+    "snapkv": "SnapKV (queries of the last 32 steps)",
+    "tova": "TOVA",
+    "window": "window",
+}
+Group = dict[tuple[str, int | None], Row]  # method and budget
+
+
+def stored_rows(name: str = "accuracy") -> list[Row]:
+    """The rows of a file in `benchmarks/results`."""
+    return read_rows(store.RESULTS / f"{name}.jsonl")
+
+
+def by_task(rows: Iterable[Row]) -> dict[str, Group]:
+    """Rows by model and task, then by method and budget; the last one of each counts."""
+    tasks: dict[str, Group] = {}
+    for row in rows:
+        name = f"{row['run']['model']}, {row['task']}"
+        tasks.setdefault(name, {})[row["method"], row["budget"]] = row
+    return tasks
+
+
+def compare(first: Row, second: Row) -> tuple[int, int, float]:
+    """`mcnemar` of two cells, over the questions that were asked in both."""
+    both = sorted(_asked(first) & _asked(second))
+    solved = [problems(row, "solved") for row in (first, second)]
+    return mcnemar(*([index in which for index in both] for which in solved))
+
+
+def share(row: Row) -> float:
+    """Right answers in per cent."""
+    return 100 * float(row["right"]) / float(row["n"])
+
+
+def best_control(row: Row, group: Group) -> Row | None:
+    """The control that answers most at the budget of a row."""
+    found = [group[name, row["budget"]] for name in CONTROLS if (name, row["budget"]) in group]
+    return max(found, key=share, default=None)
+
+
+def mark(row: Row, group: Group) -> str:
+    """An arrow where a row is significantly better or worse than the best control."""
+    control = best_control(row, group)
+    if control is None or row["method"] in CONTROLS:
+        return ""
+    better, worse, p = compare(row, control)
+    return "" if p >= SIGNIFICANT else "↑" if better > worse else "↓"
+
+
+def over_budget(rows: Sequence[Row]) -> str:
+    """For each task: right answers in per cent with each method over the budget.
+
+    A star marks what differs from dense on the same questions, an arrow what differs from the best
+    control, both by the exact McNemar test.
+    """
+    tasks = by_task(rows).items()
+    return "\n\n".join(_of_task(task, group) for task, group in tasks) or NOTHING
+
+
+def real() -> str:
+    """Real models and questions."""
+    return over_budget(stored_rows())
+
+
+def front() -> str:
+    """Real questions for the front page: dense, `raas` and the best control beside each other."""
+    lines = []
+    for task, group in by_task(stored_rows()).items():
+        dense = group["dense", None]
+        for budget in sorted(budget for method, budget in group if method == "raas"):
+            row = group["raas", budget]
+            control = best_control(row, group)
+            against = "" if control is None else f"{share(control):.1f} (`{control['method']}`)"
+            length = f"{dense['tokens_mean']:,.0f}"
+            name = task.partition(", ")[2]
+            said = f"{share(row):.1f}{mark(row, group)}"
+            lines.append([name, length, str(budget), f"{share(dense):.1f}", said, against])
+    head = ["questions", "tokens of an answer", "L", "dense", "`raas`", "best control"]
+    return markdown(head, lines) if lines else NOTHING
+
+
+def study() -> str:
+    """Rules in plain torch, each with the prompt pinned; a star marks what differs from raas's."""
+    rows = {(row["task"], row["budget"], row["method"]): row for row in stored_rows("rule_study")}
+    cells = sorted((task, budget) for task, budget, rule in rows if rule == "r-kv" and budget)
+    lines = [
+        [name, *(_studied(rows, (task, budget), rule) for task, budget in cells)]
+        for rule, name in STUDIED.items()
+    ]
+    head = ["right, %, task and L", *(f"{task}, {budget}" for task, budget in cells)]
+    return markdown(head, lines) if rows else NOTHING
+
+
+def _of_task(task: str, group: Group) -> str:
+    budgets = sorted({budget for _, budget in group if budget is not None})
+    lines = []
+    for method in dict.fromkeys(method for method, _ in group):
+        found = {b: row for (name, b), row in group.items() if name == method}
+        if None in found:  # dense has no budget: once, under the largest
+            cells = [*[""] * (len(budgets) - 1), _share(found[None], group)]
+        else:
+            cells = [_share(found[b], group) if b in found else "" for b in budgets]
+        lines.append([f"`{method}`", *cells])
+    head = [f"{task}: right, %, budget", *(f"{budget:,}" for budget in budgets)]
+    return markdown(head, lines) + f"\n\n{_count(group.values())}"
+
+
+def _count(rows: Iterable[Row]) -> str:
+    """Questions of the smallest and of the largest cell, and the tokens of a dense answer."""
+    found = list(rows)
+    counts = sorted({row["n"] for row in found})
+    text = f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}"
+    dense = next((row for row in found if row["method"] == "dense"), None)
+    if dense is None or dense["tokens_mean"] is None:
+        return text + "."
+    return f"{text}; {dense['tokens_mean']:,.0f} tokens a dense answer."
+
+
+def _share(row: Row, group: Group) -> str:
+    dense = group.get(("dense", None))
+    differs = dense is not None and compare(row, dense)[2] < SIGNIFICANT
+    return f"{share(row):.1f}{'*' if differs else ''}{mark(row, group)}"
+
+
+def _asked(row: Row) -> set[int]:
+    # Rows of the study's first version do not say it: they asked the first n.
+    return problems(row, "asked") if "asked" in row else set(range(row["n"]))
+
+
+def _studied(
+    rows: dict[tuple[str, int | None, str], Row], cell: tuple[str, int | None], rule: str
+) -> str:
+    row = rows.get((cell[0], None if rule == "dense" else cell[1], rule))
+    if row is None:
+        return ""
+    differs = compare(row, rows[(*cell, "raas")])[2] < SIGNIFICANT
+    return f"{share(row):.1f}{'*' if differs else ''}"
+
+
+if __name__ == "__main__":
+    print(over_budget([row for path in sys.argv[1:] for row in read_rows(Path(path))]))
