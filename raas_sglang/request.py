@@ -47,6 +47,7 @@ def parse_options(
     context_len: int,
     max_new_tokens: int | None,
     input_len: int | None = None,
+    beam_width: int | None = None,
 ) -> RequestOptions | None:
     """Reads ``sampling_params.custom_params`` of a request.
 
@@ -63,6 +64,7 @@ def parse_options(
         context_len: The model's context length in tokens.
         max_new_tokens: As the client sent it; None for no limit.
         input_len: Tokens of its input; None where they are not known yet.
+        beam_width: As the client sent it; above 1 asks for a beam search.
 
     Returns:
         The options, or None if the plugin is off and the request asks for nothing.
@@ -73,6 +75,11 @@ def parse_options(
     if config is None:
         _refuse_without_config(custom_params)
         return None
+    if (beam_width or 1) > 1:
+        raise ValueError(
+            f"beam_width must be 1 on a server started with --kv-policy, got {beam_width}; leave "
+            "it out, since the beams of a request have no budgets of their own"
+        )
     asked = _asked(custom_params)
     policy = asked.get(POLICY_KEY, config.kv_policy)
     if not isinstance(policy, str) or policy not in POLICY_NAMES:
@@ -159,20 +166,31 @@ class RequestState:
     Attributes:
         options: What it asked for.
         prompt_len: P, tokens before the first generated one; does not move when the request is
-            interrupted and its output is prefilled again.
+            retracted and its output is prefilled again.
         logical_len: Tokens of the text whose keys and values were computed, steps in flight
             included.
         resident_len: Slots that the request holds, shared prompt included.
-        skipped_len: Generated tokens that were left out when it was prefilled again.
+        skipped_len: Generated tokens that are left out when it is prefilled again.
         counted_len: Evicted tokens that the metrics have counted.
     """
 
     options: RequestOptions
-    prompt_len: int
+    prompt_len: int = 0
     logical_len: int = 0
     resident_len: int = 0
     skipped_len: int = 0
     counted_len: int = 0
+
+    def arrive(self, input_len: int) -> None:
+        """Notes the input, in tokens; what its budget has no place for is not computed."""
+        self.prompt_len = self.options.prompt_of(input_len)
+        self.retract(input_len)
+        self.counted_len = self.skipped_len  # counted when given up, before it was sent
+
+    def retract(self, text_len: int) -> None:
+        """Leaves out what would be given up at once when a text of so many tokens is prefilled."""
+        generated = text_len - self.prompt_len
+        self.skipped_len = max(0, generated - self.options.budget) if self.options.evicts else 0
 
     @property
     def is_bounded(self) -> bool:
@@ -213,23 +231,19 @@ class RequestState:
         """Generated tokens that were given up: slots that a dense request would hold besides."""
         return self.logical_len - self.resident_len
 
-    def skip(self, generated: int) -> int:
-        """Leaves out what a request that is prefilled again would give up at once.
-
-        Args:
-            generated: Tokens that it has generated.
-
-        Returns:
-            How many of them, from the first on, are not prefilled again.
-        """
-        self.skipped_len = max(0, generated - self.options.budget) if self.options.evicts else 0
-        return self.skipped_len
-
     def prefilled(self, resident_len: int) -> None:
         """Notes that the slots up to ``resident_len`` hold their tokens."""
         self.resident_len = resident_len
         skipped = self.skipped_len if resident_len > self.prompt_len else 0
         self.logical_len = resident_len + skipped
+
+    def shareable_len(self, end: int, finished: bool) -> int:
+        """How many of its first ``end`` slots others may share: what it will never overwrite.
+
+        A step in flight counts, since the overlap scheduler runs one step ahead of the results.
+        """
+        keeps_all = not self.options.evicts or (finished and not self.has_overwritten)
+        return end if keeps_all else min(end, self.prompt_len)
 
     def report(self) -> dict[str, Any]:
         """What the response says in ``meta_info``."""

@@ -27,10 +27,9 @@ def alloc_for_extend(_: ExtendResult, batch: "ScheduleBatch") -> None:
     """After it: the requests have their slots, so the eviction state can be addressed."""
     for req, seq_len in zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=True):
         state: RequestState = req.raas
-        state.prompt_len = state.options.prompt_of(len(req.origin_input_ids))
         state.prefilled(seq_len)
     pool = pool_of(batch.token_to_kv_pool_allocator)
-    pool.state.admit([req.req_pool_idx for req in batch.reqs], [req.raas for req in batch.reqs])
+    pool.state.admit([req.kv.req_pool_idx for req in batch.reqs], [req.raas for req in batch.reqs])
 
 
 def alloc_for_decode(
@@ -55,7 +54,9 @@ def alloc_for_decode(
             allocated.to(torch.int32),
         )
         for i in rows.tolist():
-            batch.reqs[i].kv.kv_allocated_len += token_per_req
+            kv = batch.reqs[i].kv
+            kv.kv_allocated_len += token_per_req
+            kv.kv_committed_len += token_per_req
     return locations
 
 

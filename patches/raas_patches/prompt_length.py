@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from raas_patches.active import pool_tokens_of
-from raas_patches.reservation import refusal, usable
+from raas_sglang.life.reservation import refusal, usable
 from raas_sglang.request import RequestOptions
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ def resume(batch: "ScheduleBatch") -> None:
     if not pool.state.resuming:
         return
     resuming = [req for req in batch.reqs if is_resuming(req)]
-    pool.state.resuming -= {req.req_pool_idx for req in resuming}
+    pool.state.resuming -= {req.kv.req_pool_idx for req in resuming}
     for req in resuming:
-        pool.resume(req.req_pool_idx, req.raas)
+        pool.resume(req.kv.req_pool_idx, req.raas)
     if any(req.raas.skipped_len for req in resuming):
         skipped = [req.raas.skipped_len if is_resuming(req) else 0 for req in batch.reqs]
         moved = torch.tensor(skipped, dtype=torch.int64)

@@ -8,67 +8,59 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins.hook_registry import HookType
-from sglang.srt.runtime_context import get_server_args
+from sglang.srt.runtime_context import get_server_args, process_model_config
 
 from raas_kernels import Policy
 from raas_patches.active import required_config
-from raas_patches.report import REPORT_KEY, TokenReports
-from raas_patches.reservation import is_bounded
 from raas_patches.seam import Seam
+from raas_sglang.life.reservation import is_bounded
 from raas_sglang.pool import pool_of
 from raas_sglang.request import RequestOptions, RequestState, parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-    from sglang.srt.server_args import ServerArgs
 
 
 def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
     """After `Req.__init__`: attaches the request's options and progress as ``req.raas``."""
-    server_args = get_server_args()
-    config = required_config(server_args)
+    config = required_config(get_server_args())
     params, input_len = self.sampling_params, len(self.origin_input_ids)
     problem = None
     try:
-        context_len = server_args.get_model_config().context_len
         options = parse_options(
-            params.custom_params, config, context_len, params.max_new_tokens, input_len
+            params.custom_params,
+            config,
+            process_model_config().context_len,
+            params.max_new_tokens,
+            input_len,
+            params.beam_width,
         )
     except ValueError as error:
         # The server's process has refused it already; this is for whoever sends past it.
         options, problem = None, str(error)
     options = options or RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
-    prompt_len = options.prompt_of(input_len)
-    self.raas = RequestState(options, prompt_len)
-    # Counted when they were given up, before this request was sent.
-    self.raas.counted_len = self.raas.skip(input_len - prompt_len)
-    self.customized_info = {REPORT_KEY: TokenReports(self.raas)}
+    self.raas = RequestState(options)
+    self.raas.arrive(input_len)
     if problem:
         self.set_finish_with_abort(problem)
 
 
 def set_finish_with_abort(
-    original: Callable[["Req", str], None], self: "Req", error_msg: str
+    original: Callable[..., None], self: "Req", *args: Any, **kwargs: Any
 ) -> None:
     """Around it: the first reason stands; later checks see the one token that is left of it."""
     if self.to_finish is None:
-        original(self, error_msg)
-
-
-def effective_kv_committed_len(original: Callable[["Req"], int], self: "Req") -> int:
-    """Around it: what the radix tree may take. `tree_purity`: never what was overwritten.
-
-    A step in flight counts, since the overlap scheduler runs one step ahead of the results.
-    """
-    if self.raas.has_overwritten:
-        return int(min(self.kv_committed_len, self.raas.prompt_len))
-    return original(self)
+        original(self, *args, **kwargs)
+        self.raas.arrive(len(self.origin_input_ids))
 
 
 def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
-    """Around it: a request that goes on is prefilled with what it may hold, P + L tokens."""
-    prompt_len = self.raas.options.prompt_of(len(self.origin_input_ids))
-    skipped = self.raas.skip(len(self.origin_input_ids) - prompt_len + len(self.output_ids))
+    """Around it: a request that goes on is prefilled with what it may hold, P + L tokens.
+
+    SGLang calls it for a request that ends as well; what is left out was decided when it was
+    retracted.
+    """
+    prompt_len, skipped = self.raas.prompt_len, self.raas.skipped_len
     if skipped:
         text = self.origin_input_ids + self.output_ids
         self.full_untruncated_fill_ids = text[:prompt_len] + text[prompt_len + skipped :]
@@ -76,14 +68,17 @@ def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
         original(self)
 
 
+def reset_for_retract(_: None, self: "Req") -> None:
+    """After it: what the request gives up by being prefilled again is known now."""
+    self.raas.retract(len(self.origin_input_ids) + len(self.output_ids))
+
+
 def compute_max_prefix_len(
     original: Callable[["Req", int], int], self: "Req", input_len: int
 ) -> int:
     """Around it: a request that goes on takes no generated tokens from the tree to overwrite."""
-    longest, options = original(self, input_len), self.raas.options
-    if not options.evicts:
-        return longest
-    return int(min(longest, options.prompt_of(len(self.origin_input_ids))))
+    longest = original(self, input_len)
+    return min(longest, self.raas.prompt_len) if self.raas.options.evicts else longest
 
 
 def new_tokens_required_next_decode(
@@ -100,9 +95,7 @@ def new_tokens_required_next_decode(
     return original(self, [i for i in indices if not saturated[i]])
 
 
-def get_decode_retraction_order(
-    order: list[int], reqs: list["Req"], server_args: "ServerArgs"
-) -> list[int]:
+def get_decode_retraction_order(order: list[int], reqs: list["Req"]) -> list[int]:
     """After it: bounded requests are kept longest; the last in the order is retracted first."""
     return sorted(order, key=lambda i: not is_bounded(reqs[i]))
 
@@ -112,9 +105,7 @@ def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
     for req in self.reqs:
         state: RequestState = req.raas
         state.logical_len += 1
-        state.resident_len = held = req.kv.kv_allocated_len
-        if req.kv_committed_len > held:  # it was saturated
-            req.kv_committed_len = held
+        state.resident_len = req.kv.kv_allocated_len
 
 
 _PATH = "sglang.srt.managers.schedule_batch."
@@ -132,20 +123,20 @@ SEAMS = (
         _PATH + "Req.set_finish_with_abort",
         HookType.AROUND,
         set_finish_with_abort,
-        ("self", "error_msg"),
+        ("self", "error_msg", "status_code", "err_type"),
         "keeps the reason for which a request was refused",
         "SGLang stops checking a request that it has refused",
     ),
     Seam(
-        _PATH + "Req.effective_kv_committed_len",
-        HookType.AROUND,
-        effective_kv_committed_len,
+        _PATH + "Req.reset_for_retract",
+        HookType.AFTER,
+        reset_for_retract,
         ("self",),
-        "keeps overwritten tokens out of the radix tree",
+        "decides what a retracted request is prefilled with",
         _UNTIL,
     ),
     Seam(
-        _PATH + "Req._refresh_fill_ids",
+        _PATH + "Req.refresh_fill_ids",
         HookType.AROUND,
         refresh_fill_ids,
         ("self",),
@@ -172,7 +163,7 @@ SEAMS = (
         _PATH + "ScheduleBatch._get_decode_retraction_order",
         HookType.AFTER,
         get_decode_retraction_order,
-        ("reqs", "server_args"),
+        ("reqs",),
         "retracts dense requests, whose memory is a guess, first",
         "SGLang asks a request how many slots it may take",
     ),
