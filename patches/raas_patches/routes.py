@@ -1,7 +1,7 @@
 """SGLang's HTTP routes: every one that generates takes a choice and reports.
 
 Why: of the routes that generate SGLang lets ``custom_params`` through on five and drops them on
-four, drops them wherever they stand in a wrong place, and returns `meta_info` on two. How: one ASGI
+four, drops them wherever they stand in a wrong place, and returns `meta_info` on two. How: an ASGI
 middleware, next to the routes so that SGLang's own have checked and decompressed a body, reads
 requests and completes answers; in between the engine finds the exchange in a context variable.
 `/v1/responses` makes answers that it keeps, so its report is put in when it does. Remove when:
@@ -48,6 +48,10 @@ ROUTES = {
     "anthropic_v1_messages": Route(is_native=False, limit=("max_tokens",)),
     "ollama_chat": Route(is_native=False, limit=("options", "num_predict")),
     "ollama_generate": Route(is_native=False, limit=("options", "num_predict")),
+    **dict.fromkeys(
+        ("v1_score_request", "v1_decisions_request", "systemone_decisions", "v1_rerank_request"),
+        Route(where=None, has_meta_info=True),
+    ),
 }
 
 
@@ -164,18 +168,20 @@ def setup_and_run_http_server(
     from sglang.srt.entrypoints.http_server import app
 
     follow(app, required_config(server_args), tokenizer_manager.context_len)
-    app.add_middleware(RefusedStreams)
 
 
 def follow(app: FastAPI, config: RaasConfig, context_len: int) -> None:
-    """Lets an application that has not started follow its exchanges."""
+    """Lets an application that has not started follow its exchanges and refuse its streams.
+
+    SGLang's `add_middleware` would put ours before those that decompress, authorise and count.
+    """
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     known = {route.path: ROUTES.get(route.endpoint.__name__) for route in routes}
     paths = {path: route for path, route in known.items() if route is not None}
-    # SGLang's `add_middleware` would put it before those that decompress and authorise.
-    app.user_middleware.append(
-        Middleware(ExchangeMiddleware, paths=paths, config=config, context_len=context_len)
-    )
+    app.user_middleware += [
+        Middleware(RefusedStreams),
+        Middleware(ExchangeMiddleware, paths=paths, config=config, context_len=context_len),
+    ]
 
 
 def generate_request(

@@ -50,6 +50,12 @@ def test_what_is_not_for_us_passes(body):
     assert read_choice(body, NATIVE) is None
 
 
+def test_a_choice_is_refused_where_nothing_is_generated():
+    with pytest.raises(ValueError, match=r"a route that generates text, got custom_params = "):
+        read_choice({"custom_params": CHOICE}, Route(where=None))
+    assert read_choice({"custom_params": {"of": "others"}}, Route(where=None)) is None
+
+
 def test_the_limit_is_found_where_the_route_has_it():
     assert read_limit({"options": {"num_predict": 7}}, DROPPED) == 7
     assert read_limit({"options": None}, DROPPED) is None

@@ -82,7 +82,7 @@ def test_an_interruption_counts_nothing_twice(registry):
     metrics = EvictionMetrics(LABELS, list)
     request = state(Policy.RAAS, 10, 100)
     metrics.count([request])
-    request.skip(100)
+    request.retract(110)
     for resident_len in (5, 74):
         request.prefilled(resident_len)
         metrics.count([request])
