@@ -26,9 +26,9 @@ BODIES = {
     "/v1/responses": {**MODEL, "input": TEXT, "max_output_tokens": TOKENS},
     "/v1/messages": {**CHAT, "max_tokens": TOKENS},
     "/api/generate": {**MODEL, "prompt": TEXT, "options": {"num_predict": TOKENS}},
+    "/api/chat": {**CHAT, "options": {"num_predict": TOKENS}},
 }
-# SGLang 0.5.17 answers none of its requests with Transformers 5, with or without us.
-ALL = {**BODIES, "/api/chat": {**CHAT, "options": {"num_predict": TOKENS}}}
+SCORING = ["/v1/score", "/v1/decisions", "/v1/systemone", "/v1/rerank"]
 STREAMED = [route for route in BODIES if route != "/vertex_generate"]
 PLACES = {"/generate": ("sampling_params",), "/vertex_generate": ("parameters", "sampling_params")}
 CHOICE, CHOSEN = {"kv_policy": "window", "kv_budget": 16}, ("window", 16)
@@ -36,7 +36,7 @@ CHOICE, CHOSEN = {"kv_policy": "window", "kv_budget": 16}, ("window", 16)
 
 def with_custom_params(route, custom_params, **extra):
     """The route's body with the parameters where they belong."""
-    body = json.loads(json.dumps({**ALL[route], **extra}))
+    body = json.loads(json.dumps({**BODIES[route], **extra}))
     holder = body
     for name in PLACES.get(route, ()):
         holder = holder[name]
@@ -131,7 +131,7 @@ def test_a_response_in_the_background_is_chosen_and_reported(server):
     assert_chosen(reports(made))
 
 
-@pytest.mark.parametrize("route", ALL)
+@pytest.mark.parametrize("route", BODIES)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bad_choice_is_a_400(server, route, stream):
     body = with_custom_params(route, {"kv_budget": 17}, stream=stream)
@@ -164,7 +164,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize(("route", "place"), ELSEWHERE)
 def test_a_choice_in_a_wrong_place_is_a_400_that_names_the_right_one(server, route, place):
     *holders, name = place.split(".")
-    body = json.loads(json.dumps(ALL[route]))
+    body = json.loads(json.dumps(BODIES[route]))
     holder = body
     for key in holders:
         holder = holder.setdefault(key, {})
@@ -174,6 +174,25 @@ def test_a_choice_in_a_wrong_place_is_a_400_that_names_the_right_one(server, rou
     right = ".".join((*PLACES.get(route, ()), "custom_params"))
     words = f"kv_policy and kv_budget must stand in {right} of the body, got {place} = "
     assert words in answer.text
+
+
+@pytest.mark.parametrize("route", SCORING)
+def test_a_choice_where_nothing_is_generated_is_a_400(server, route):
+    answer = post(server, route, {**MODEL, "custom_params": CHOICE})
+    assert answer.status_code == 400, answer.text
+    assert "must be sent to a route that generates text" in answer.text
+
+
+@pytest.mark.parametrize("route", PLACES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_beam_search_is_a_400_under_every_policy(server, route, stream):
+    for custom in (CHOICE, {"kv_policy": "dense"}, None):
+        body = with_custom_params(route, custom, stream=stream)
+        params = body if route == "/generate" else body["parameters"]
+        params["sampling_params"] |= {"beam_width": 2, "n": 2}
+        answer = post(server, route, body)
+        assert answer.status_code == 400, answer.text
+        assert "beam_width must be 1" in answer.text
 
 
 def test_parameters_of_others_are_left_where_they_are(server):
