@@ -1,8 +1,9 @@
 """Settings of SGLang that RaaS does not work with, each refused by name."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sglang.srt.arg_groups.overrides import attention_backends_of, resolving_view
 from sglang.srt.environ import EnvBool, envs
 
 from raas_patches.backends import DECODE_BACKENDS
@@ -16,37 +17,37 @@ class Refusal(NamedTuple):
 
     Attributes:
         flag: What the user set.
-        applies: Whether it is set.
+        applies: Whether it is set, in a view of the resolved arguments.
         advice: What to do.
     """
 
     flag: str
-    applies: Callable[["ServerArgs"], bool]
+    applies: Callable[[Any], bool]
     advice: str
 
 
-def _is_set(name: str) -> Callable[["ServerArgs"], bool]:
-    return lambda server_args: bool(getattr(server_args, name))
+def _is_set(name: str) -> Callable[[Any], bool]:
+    return lambda chosen: bool(getattr(chosen, name))
 
 
-def _is_on(variable: EnvBool) -> Callable[["ServerArgs"], bool]:
+def _is_on(variable: EnvBool) -> Callable[[Any], bool]:
     return lambda _: bool(variable.get())
 
 
-def _above_one(name: str) -> Callable[["ServerArgs"], bool]:
-    return lambda server_args: int(getattr(server_args, name)) > 1
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda chosen: int(getattr(chosen, name)) > 1
 
 
 REFUSALS = (
     Refusal("--speculative-algorithm", _is_set("speculative_algorithm"), "remove it"),
     Refusal(
         "--disaggregation-mode",
-        lambda server_args: server_args.disaggregation_mode != "null",
+        lambda chosen: chosen.disaggregation_mode != "null",
         "use --disaggregation-mode null",
     ),
     Refusal(
         "--kv-cache-dtype",
-        lambda server_args: server_args.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
+        lambda chosen: chosen.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
         "use --kv-cache-dtype auto: quantised pages are stored differently",
     ),
     Refusal("--enable-page-major-kv-layout", _is_set("enable_page_major_kv_layout"), "remove it"),
@@ -66,7 +67,7 @@ REFUSALS = (
     Refusal("--radix-cache-backend", _is_set("radix_cache_backend"), "remove it"),
     Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
     Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),
-    Refusal("--enable-dp-attention", _is_set("enable_dp_attention"), "use --dp-size alone"),
+    Refusal("--attn-dp-size", _above_one("attn_dp_size"), "use --dp-size alone"),
     Refusal("--pp-size", _above_one("pp_size"), "use --tp-size instead"),
     Refusal("--dcp-size", _above_one("dcp_size"), "use --dcp-size 1"),
     Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
@@ -89,22 +90,19 @@ REFUSALS = (
     ),
     Refusal(
         "--attention-backend",
-        lambda server_args: (
-            server_args.device == "cpu"
-            and set(server_args.get_attention_backends()) != {"torch_native"}
+        lambda chosen: (
+            chosen.device == "cpu" and set(attention_backends_of(chosen)) != {"torch_native"}
         ),
         "use --attention-backend torch_native on the CPU",
     ),
     Refusal(
         "--decode-attention-backend",
-        lambda server_args: (
-            server_args.device == "cuda" and server_args.get_attention_backends()[1] != "flashinfer"
-        ),
+        lambda chosen: chosen.device == "cuda" and attention_backends_of(chosen)[1] != "flashinfer",
         "use --decode-attention-backend flashinfer; the prefill backend is yours to choose",
     ),
     Refusal(
         "--device",
-        lambda server_args: server_args.device not in DECODE_BACKENDS,
+        lambda chosen: chosen.device not in DECODE_BACKENDS,
         "use --device cuda or --device cpu",
     ),
 )
@@ -116,8 +114,9 @@ def refused_settings(server_args: "ServerArgs") -> list[str]:
     Args:
         server_args: SGLang's resolved arguments.
     """
+    chosen = resolving_view(server_args)
     return [
         f"--kv-policy does not work together with {refusal.flag}; {refusal.advice}"
         for refusal in REFUSALS
-        if refusal.applies(server_args)
+        if refusal.applies(chosen)
     ]
