@@ -85,7 +85,7 @@ class EvictionState:
         self.capacities = self.capacities_cpu.to(self.device)
         self.epoch = 0
         self.resuming: set[int] = set()
-        self._batch = torch.empty(0, dtype=torch.int64)
+        self._requests = self._logical_lens = torch.empty(0, dtype=torch.int64)
 
     @staticmethod
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
@@ -122,11 +122,40 @@ class EvictionState:
         self.capacities[index] = values[-1]
         self.slots_changed()
 
-    def begin_step(self, req_pool_indices: torch.Tensor) -> None:
-        """Notes the rows of a decode step; [B] int64 request slots on the host."""
-        if not torch.equal(req_pool_indices, self._batch):
+    def begin_step(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> None:
+        """Notes the rows of a decode step, which attention is not told on the host.
+
+        Args:
+            req_pool_indices: [B] int64 request slots, on the host.
+            seq_lens: [B] int64 logical lengths, beside them.
+        """
+        if not torch.equal(req_pool_indices, self._requests):
             self.epoch += 1
-            self._batch = req_pool_indices.clone()
+            self._requests = req_pool_indices.clone()
+        self._logical_lens = seq_lens
+
+    def step_lens(self, seq_lens: torch.Tensor) -> torch.Tensor:
+        """Resident lengths, on the host, of the step that was begun.
+
+        Args:
+            seq_lens: [B'] logical lengths as attention gets them; the rows after those of the step
+                are padding of a CUDA graph, and none of them is limited.
+
+        Returns:
+            [B'] of the same dtype.
+
+        Raises:
+            RuntimeError: it is another step, so that attention would read slots of no token.
+        """
+        rows = len(self._requests)
+        if not torch.equal(seq_lens[:rows].to(torch.int64), self._logical_lens):
+            raise RuntimeError(
+                "RaaS must know the requests of each decode step, got one that SGLang did not "
+                "prepare as usual; restart without --kv-policy, and report this"
+            )
+        lens = seq_lens.clone()
+        lens[:rows] = self.resident_lens(self._requests, seq_lens[:rows])
+        return lens
 
     def slots_changed(self) -> None:
         """Notes that slots of a request were given to it or exchanged."""

@@ -102,10 +102,12 @@ def get_decode_retraction_order(order: list[int], reqs: list["Req"]) -> list[int
 
 def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
     """After it: the text grew by one token, the slots only where one was allocated."""
+    state = pool_of(self.token_to_kv_pool_allocator).state
+    state.begin_step(self.req_pool_indices_cpu, self.seq_lens_cpu)
     for req in self.reqs:
-        state: RequestState = req.raas
-        state.logical_len += 1
-        state.resident_len = req.kv.kv_allocated_len
+        progress: RequestState = req.raas
+        progress.logical_len += 1
+        progress.resident_len = req.kv.kv_allocated_len
 
 
 _PATH = "sglang.srt.managers.schedule_batch."

@@ -61,6 +61,12 @@ REFUSALS = (
     Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),
     Refusal("--strip-thinking-cache", _is_set("strip_thinking_cache"), "remove it"),
     Refusal("--enable-hierarchical-cache", _is_set("enable_hierarchical_cache"), "remove it"),
+    Refusal("--enable-kv-cache-sharding", _is_set("enable_kv_cache_sharding"), "remove it"),
+    Refusal(
+        "--enable-unified-cache-external-linker",
+        _is_set("enable_unified_cache_external_linker"),
+        "remove it",
+    ),
     Refusal("--enable-hisparse", _is_set("enable_hisparse"), "remove it"),
     Refusal("--enable-lmcache", _is_set("enable_lmcache"), "remove it"),
     Refusal("--enable-flexkv", _is_set("enable_flexkv"), "remove it"),
@@ -68,8 +74,30 @@ REFUSALS = (
     Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
     Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),
     Refusal("--attn-dp-size", _above_one("attn_dp_size"), "use --dp-size alone"),
+    Refusal("--attn-cp-size", _above_one("attn_cp_size"), "use --tp-size instead"),
     Refusal("--pp-size", _above_one("pp_size"), "use --tp-size instead"),
     Refusal("--dcp-size", _above_one("dcp_size"), "use --dcp-size 1"),
+    Refusal("--enable-pd-role-switch", _is_set("enable_pd_role_switch"), "remove it"),
+    Refusal(
+        "--enable-encoder-swa-bounded-replay",
+        _is_set("enable_encoder_swa_bounded_replay"),
+        "remove it",
+    ),
+    Refusal(
+        "--enable-decoder-swa-bounded-replay",
+        _is_set("enable_decoder_swa_bounded_replay"),
+        "remove it",
+    ),
+    Refusal(
+        "--enable-nvidia-megakernel",
+        _is_set("enable_nvidia_megakernel"),
+        "remove it: it runs decode steps past the attention backend",
+    ),
+    Refusal(
+        "--enable-amd-monokernel",
+        _is_set("enable_amd_monokernel"),
+        "remove it: it runs decode steps past the attention backend",
+    ),
     Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
     Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),
     Refusal("--is-embedding", _is_set("is_embedding"), "remove --kv-policy: nothing is generated"),
@@ -86,6 +114,7 @@ REFUSALS = (
             envs.SGLANG_RUST_SERVER,
             envs.SGLANG_USE_HND_KVCACHE,
             envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING,
+            envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH,
         )
     ),
     Refusal(
