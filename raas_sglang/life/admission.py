@@ -34,13 +34,13 @@ class ReservingPrefillAdder(PrefillAdder):
         return slots_to_grow(req, self.page_size) + self._held.get(req, 0)
 
     def add_one_req(self, req: "Req", *args: Any, **kwargs: Any) -> AddReqResult:
-        """Admits a request if all that it can come to hold is free."""
-        running = self.running_batch.reqs if self.running_batch is not None else []
-        params, mixed = req.sampling_params, (req, *running, *self.can_run_list)
-        # Without a radix tree SGLang looks ahead for requests that ignore EOS, as if all requests
-        # grew until they end. Bounded ones do not, so beside any each is admitted by itself.
-        ignore_eos = params.ignore_eos
-        params.ignore_eos = ignore_eos and not any(map(is_bounded, mixed))
+        """Admits a request if all that it can come to hold is free.
+
+        Without a radix tree SGLang looks ahead for one that ignores EOS, as if all requests grew
+        until they end. Bounded ones do not, and one that may fill the pool would never be admitted.
+        """
+        params = req.sampling_params
+        ignore_eos, params.ignore_eos = params.ignore_eos, False
         try:
             return super().add_one_req(req, *args, **kwargs)
         finally:
