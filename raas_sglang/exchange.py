@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from raas_sglang.request import BUDGET_KEY, POLICY_KEY, REPORT_FIELDS, names_choice
+from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY, names_choice
+from raas_sglang.life.request import REPORT_FIELDS
 
 CHOICE_KEY = "custom_params"
 _OURS = (POLICY_KEY, BUDGET_KEY, CHOICE_KEY)

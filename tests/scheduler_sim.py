@@ -309,7 +309,10 @@ class Simulation:
         """Slots of the rows, and how many there are; checks when a CUDA graph may keep its own."""
         state, table = self.pool.state, self.rows.req_to_token
         requests = batch.req_pool_indices_cpu
-        resident = state.resident_lens(requests, batch.seq_lens_cpu).tolist()
+        lens = state.step_lens(batch.seq_lens_cpu)
+        on_device = state.resident_lens(batch.req_pool_indices, batch.seq_lens)
+        require(torch.equal(lens, on_device), "lengths", f"host {lens}, device {on_device}")
+        resident = lens.tolist()
         tables = state.rows(requests)
         slots = [table[r, :n].tolist() for r, n in zip(requests.tolist(), resident, strict=True)]
         plan, held = (state.epoch, resident), (slots, torch.stack(tables).tolist())

@@ -13,8 +13,8 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 from sglang.srt.plugins.hook_registry import HookType
 
 from raas_patches.seam import Seam
+from raas_sglang.life.request import RequestState
 from raas_sglang.metrics import EvictionMetrics, log_part, usage_of
-from raas_sglang.request import RequestState
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch

@@ -13,7 +13,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from raas_patches.active import config_of
 from raas_sglang.exchange import CHOICE_KEY
-from raas_sglang.request import is_ours, names_choice, parse_options
+from raas_sglang.life.options import is_ours, names_choice, parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs

@@ -24,7 +24,7 @@ from raas_patches.refused_streams import RefusedStreams
 from raas_patches.seam import Seam
 from raas_sglang.config import RaasConfig
 from raas_sglang.exchange import CHOICE_KEY, Exchange, Route, current, read_choice, read_limit
-from raas_sglang.request import parse_options
+from raas_sglang.life.options import parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import GenerateReqInput

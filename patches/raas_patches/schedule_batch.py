@@ -1,7 +1,8 @@
 """`sglang.srt.managers.schedule_batch`: two lengths where SGLang has one.
 
 Why: SGLang takes the length of the text for the number of slots. A saturated request has a logical
-length that goes on and a resident length that does not. Remove when: SGLang tells them apart.
+length that goes on and a resident length that does not. How: each request carries the record of its
+own, and is asked. Remove when: SGLang tells them apart.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from sglang.srt.runtime_context import get_server_args, process_model_config
 from raas_kernels import Policy
 from raas_patches.active import required_config
 from raas_patches.seam import Seam
+from raas_sglang.life.options import RequestOptions, parse_options
+from raas_sglang.life.request import RequestState
 from raas_sglang.life.reservation import is_bounded
-from raas_sglang.pool import pool_of
-from raas_sglang.request import RequestOptions, RequestState, parse_options
+from raas_sglang.life.step import growing
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -39,8 +41,7 @@ def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
         # The server's process has refused it already; this is for whoever sends past it.
         options, problem = None, str(error)
     options = options or RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
-    self.raas = RequestState(options)
-    self.raas.arrive(input_len)
+    self.raas = RequestState(options, input_len)
     if problem:
         self.set_finish_with_abort(problem)
 
@@ -60,10 +61,8 @@ def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
     SGLang calls it for a request that ends as well; what is left out was decided when it was
     retracted.
     """
-    prompt_len, skipped = self.raas.prompt_len, self.raas.skipped_len
-    if skipped:
-        text = self.origin_input_ids + self.output_ids
-        self.full_untruncated_fill_ids = text[:prompt_len] + text[prompt_len + skipped :]
+    if self.raas.skipped_len:
+        self.full_untruncated_fill_ids = self.raas.kept(self.origin_input_ids + self.output_ids)
     else:
         original(self)
 
@@ -77,8 +76,7 @@ def compute_max_prefix_len(
     original: Callable[["Req", int], int], self: "Req", input_len: int
 ) -> int:
     """Around it: a request that goes on takes no generated tokens from the tree to overwrite."""
-    longest = original(self, input_len)
-    return min(longest, self.raas.prompt_len) if self.raas.options.evicts else longest
+    return int(self.raas.matchable_len(original(self, input_len)))
 
 
 def new_tokens_required_next_decode(
@@ -87,27 +85,12 @@ def new_tokens_required_next_decode(
     selected_indices: list[int] | None = None,
 ) -> int:
     """Around it: a saturated request needs none."""
-    if not self.reqs:  # then its tensors are stale, or are none
-        return original(self, selected_indices)
-    state = pool_of(self.token_to_kv_pool_allocator).state
-    saturated = state.saturated(self.req_pool_indices_cpu, self.seq_lens_cpu).tolist()
-    indices = range(len(saturated)) if selected_indices is None else selected_indices
-    return original(self, [i for i in indices if not saturated[i]])
+    return original(self, growing(self.reqs, selected_indices))
 
 
 def get_decode_retraction_order(order: list[int], reqs: list["Req"]) -> list[int]:
     """After it: bounded requests are kept longest; the last in the order is retracted first."""
     return sorted(order, key=lambda i: not is_bounded(reqs[i]))
-
-
-def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
-    """After it: the text grew by one token, the slots only where one was allocated."""
-    state = pool_of(self.token_to_kv_pool_allocator).state
-    state.begin_step(self.req_pool_indices_cpu, self.seq_lens_cpu)
-    for req in self.reqs:
-        progress: RequestState = req.raas
-        progress.logical_len += 1
-        progress.resident_len = req.kv.kv_allocated_len
 
 
 _PATH = "sglang.srt.managers.schedule_batch."
@@ -168,13 +151,5 @@ SEAMS = (
         ("reqs",),
         "retracts dense requests, whose memory is a guess, first",
         "SGLang asks a request how many slots it may take",
-    ),
-    Seam(
-        _PATH + "ScheduleBatch.prepare_for_decode",
-        HookType.AFTER,
-        prepare_for_decode,
-        ("self",),
-        "lets positions go on while slots do not",
-        _UNTIL,
     ),
 )

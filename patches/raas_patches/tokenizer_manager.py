@@ -18,7 +18,7 @@ from raas_patches.output_streamer import REPORT_KEY
 from raas_patches.preference import with_preference
 from raas_patches.prompt_length import fit_prompt
 from raas_patches.seam import Seam
-from raas_sglang.request import parse_options
+from raas_sglang.life.options import parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager

@@ -7,7 +7,7 @@ for lack of memory: what is reserved for such requests, with what they hold, nev
 
 from typing import TYPE_CHECKING
 
-from raas_sglang.request import RequestOptions
+from raas_sglang.life.options import RequestOptions
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

@@ -15,7 +15,7 @@ from client import (
     request,
     together,
 )
-from raas_sglang.request import REPORT_FIELDS
+from raas_sglang.life.request import REPORT_FIELDS
 
 LINES = 18
 RAAS = {"kv_policy": "raas", "kv_budget": 256}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from raas_sglang.exchange import Exchange, Route, read_choice, read_limit
-from raas_sglang.request import REPORT_FIELDS
+from raas_sglang.life.request import REPORT_FIELDS
 
 REPORT = dict(zip(REPORT_FIELDS, ("raas", 64, 170, 164, 6), strict=True))
 META = {**REPORT, "finish_reason": {"type": "length"}, "prompt_tokens": 100}

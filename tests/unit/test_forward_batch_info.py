@@ -8,13 +8,14 @@ from raas_kernels import Policy
 from raas_patches.forward_batch_info import init_new
 from raas_patches.model_runner import sample
 from raas_sglang.config import RaasConfig
-from raas_sglang.request import RequestOptions, RequestState
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.request import RequestState
 from raas_sglang.state import EvictionState, StateShape
 
 
 def request(prompt_len, skipped):
     state = RequestState(RequestOptions(Policy.RAAS, 16, evicts=True), prompt_len)
-    state.skip(skipped + 16 if skipped else 0)
+    state.retract(prompt_len + skipped + 16 if skipped else prompt_len)
     return SimpleNamespace(raas=state)
 
 

@@ -1,4 +1,9 @@
-"""What one request asked for, and how far it has come."""
+"""What one request asks for: a policy, a budget, and where its prompt ends.
+
+Two processes read it, since nothing but the request's own parameters travels between them: the one
+that tokenizes, so that a bad choice is a 400 before anything else sees it, and the scheduler's.
+Both call `parse_options`, with the same arguments.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +15,6 @@ from raas_sglang.policies import POLICIES
 POLICY_KEY, BUDGET_KEY, PROMPT_KEY = "kv_policy", "kv_budget", "kv_prompt_len"
 _KEYS = {POLICY_KEY, BUDGET_KEY, PROMPT_KEY}
 _RESERVED_PREFIX = "kv_"
-REPORT_FIELDS = ("kv_policy", "kv_budget", "logical_tokens", "resident_tokens", "evicted_tokens")
 
 
 @dataclass(frozen=True)
@@ -157,102 +161,3 @@ def _check_request_budget(budget: Any, config: RaasConfig, context_len: int, lim
             f"kv_budget must be at most --kv-max-budget ({config.max_budget} tokens), "
             f"got {budget}; ask for less, or restart the server with --kv-max-budget {budget}"
         )
-
-
-@dataclass
-class RequestState:
-    """How far a running request has come; owned by SGLang's `Req` as ``req.raas``.
-
-    Attributes:
-        options: What it asked for.
-        prompt_len: P, tokens before the first generated one; does not move when the request is
-            retracted and its output is prefilled again.
-        logical_len: Tokens of the text whose keys and values were computed, steps in flight
-            included.
-        resident_len: Slots that the request holds, shared prompt included.
-        skipped_len: Generated tokens that are left out when it is prefilled again.
-        counted_len: Evicted tokens that the metrics have counted.
-    """
-
-    options: RequestOptions
-    prompt_len: int = 0
-    logical_len: int = 0
-    resident_len: int = 0
-    skipped_len: int = 0
-    counted_len: int = 0
-
-    def arrive(self, input_len: int) -> None:
-        """Notes the input, in tokens; what its budget has no place for is not computed."""
-        self.prompt_len = self.options.prompt_of(input_len)
-        self.retract(input_len)
-        self.counted_len = self.skipped_len  # counted when given up, before it was sent
-
-    def retract(self, text_len: int) -> None:
-        """Leaves out what would be given up at once when a text of so many tokens is prefilled."""
-        generated = text_len - self.prompt_len
-        self.skipped_len = max(0, generated - self.options.budget) if self.options.evicts else 0
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether it can never hold more than P + L slots, as of its options."""
-        return self.options.is_bounded
-
-    @property
-    def capacity(self) -> int:
-        """P + L: slots that an evicting request can hold."""
-        return self.prompt_len + self.options.budget
-
-    @property
-    def is_saturated(self) -> bool:
-        """Whether its next token overwrites an old one."""
-        return self.options.evicts and self.logical_len >= self.capacity
-
-    @property
-    def has_overwritten(self) -> bool:
-        """Whether its slots no longer hold its text from the start on.
-
-        So it is once a step, finished or in flight, has overwritten a generated token, or once
-        tokens were left out when the request was prefilled again.
-        """
-        return self.options.evicts and self.logical_len > self.resident_len
-
-    @property
-    def generated_len(self) -> int:
-        """Generated tokens whose keys and values were computed."""
-        return max(0, self.logical_len - self.prompt_len)
-
-    @property
-    def must_resume(self) -> bool:
-        """Whether tokens that were prefilled now were generated before an interruption."""
-        return self.options.evicts and self.generated_len > 0
-
-    @property
-    def evicted_len(self) -> int:
-        """Generated tokens that were given up: slots that a dense request would hold besides."""
-        return self.logical_len - self.resident_len
-
-    def prefilled(self, resident_len: int) -> None:
-        """Notes that the slots up to ``resident_len`` hold their tokens."""
-        self.resident_len = resident_len
-        skipped = self.skipped_len if resident_len > self.prompt_len else 0
-        self.logical_len = resident_len + skipped
-
-    def shareable_len(self, end: int, finished: bool) -> int:
-        """How many of its first ``end`` slots others may share: what it will never overwrite.
-
-        A step in flight counts, since the overlap scheduler runs one step ahead of the results.
-        """
-        keeps_all = not self.options.evicts or (finished and not self.has_overwritten)
-        return end if keeps_all else min(end, self.prompt_len)
-
-    def report(self) -> dict[str, Any]:
-        """What the response says in ``meta_info``."""
-        policy = self.options.policy
-        values = (
-            policy.label,
-            None if policy is Policy.DENSE else self.options.budget,
-            self.logical_len,
-            self.resident_len,
-            self.evicted_len,
-        )
-        return dict(zip(REPORT_FIELDS, values, strict=True))
