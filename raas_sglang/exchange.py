@@ -27,7 +27,7 @@ class Route(NamedTuple):
 
     Attributes:
         where: Path to the object of the body that holds ``custom_params``; empty for the body, None
-            where nothing is generated, so that there is nothing to choose.
+            where a request cannot choose.
         is_native: Whether SGLang reads them there itself.
         limit: Path to the number of tokens to generate, where SGLang does not.
         has_meta_info: Whether the report reaches the client without us.
@@ -106,7 +106,7 @@ def read_choice(body: Any, route: Route) -> Any:
         got = f"got {'.'.join(path)} = {value!r}, which would be dropped"
         if route.where is None:
             raise ValueError(
-                "kv_policy and kv_budget must be sent to a route that generates text, "
+                "kv_policy and kv_budget must be sent to a route that takes them, "
                 f"{got}; leave it out"
             )
         if path != (*route.where, CHOICE_KEY):

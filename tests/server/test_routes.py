@@ -179,10 +179,18 @@ def test_a_choice_in_a_wrong_place_is_a_400_that_names_the_right_one(server, rou
 
 
 @pytest.mark.parametrize("route", SCORING)
-def test_a_choice_where_nothing_is_generated_is_a_400(server, route):
+def test_a_choice_on_a_route_that_scores_is_a_400(server, route):
     answer = post(server, route, {**MODEL, "custom_params": CHOICE})
     assert answer.status_code == 400, answer.text
-    assert "must be sent to a route that generates text" in answer.text
+    assert "must be sent to a route that takes them" in answer.text
+
+
+def test_a_choice_beside_an_audio_file_is_a_400(server):
+    url = server.url + "/v1/audio/transcriptions"
+    files = {"file": ("a.wav", b"RIFF")}
+    answer = requests.post(url, files=files, data={"kv_policy": "window"}, timeout=TIMEOUT_S)
+    assert answer.status_code == 400, answer.text
+    assert "must be sent to a route that takes them, got kv_policy" in answer.text
 
 
 @pytest.mark.parametrize("route", PLACES)

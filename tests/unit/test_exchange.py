@@ -50,8 +50,8 @@ def test_what_is_not_for_us_passes(body):
     assert read_choice(body, NATIVE) is None
 
 
-def test_a_choice_is_refused_where_nothing_is_generated():
-    with pytest.raises(ValueError, match=r"a route that generates text, got custom_params = "):
+def test_a_choice_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match=r"a route that takes them, got custom_params = "):
         read_choice({"custom_params": CHOICE}, Route(where=None))
     assert read_choice({"custom_params": {"of": "others"}}, Route(where=None)) is None
 
