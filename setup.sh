@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with this package and the SGLang of its extra. Needs Python 3.10 to 3.12, git and a C
-# compiler; gets uv by itself where it is not installed. PYTHON=python3.10 chooses an interpreter.
+# Makes .venv with this package and the SGLang of its extra. Needs Python 3.11 or 3.12, git and a C
+# compiler; gets uv by itself where it is not installed. PYTHON=python3.11 chooses an interpreter.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -14,13 +14,13 @@ command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/
   fail "a C compiler must be installed, found neither cc, gcc nor clang; install gcc (Triton compiles with it)"
 
 python=""
-for candidate in ${PYTHON:-} python3.12 python3.11 python3.10 python3 python; do
-  if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+for candidate in ${PYTHON:-} python3.12 python3.11 python3 python; do
+  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
     python=$(command -v "$candidate")
     break
   fi
 done
-[ -n "$python" ] || fail "Python 3.10, 3.11 or 3.12 must be installed, found none of them; install python3.12"
+[ -n "$python" ] || fail "Python 3.11 or 3.12 must be installed, found neither; install python3.12"
 "$python" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
   fail "the headers of $python must be installed, found no Python.h; install its development package"
 
@@ -32,7 +32,7 @@ if [ -z "$uv" ] || ! "$uv" --version >/dev/null 2>&1; then
 fi
 
 echo "setup: installing SGLang and raas-sglang into .venv (about 9 GB, once)"
-if ! .venv/bin/python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+if ! .venv/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
   "$uv" venv --quiet --clear --python "$python" .venv
 fi
 "$uv" pip install --quiet --python .venv/bin/python --editable ".[sglang]" --group dev

@@ -2,4 +2,4 @@
 
 __version__ = "0.1.0"
 
-SUPPORTED_SGLANG = "0.5.17"
+SUPPORTED_SGLANG = "0.5.23"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from raas_sglang.request import BUDGET_KEY, POLICY_KEY, REPORT_FIELDS, names_choice
+from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY, names_choice
+from raas_sglang.life.request import REPORT_FIELDS
 
 CHOICE_KEY = "custom_params"
 _OURS = (POLICY_KEY, BUDGET_KEY, CHOICE_KEY)
@@ -25,13 +26,14 @@ class Route(NamedTuple):
     """How a route of SGLang's takes a choice and answers.
 
     Attributes:
-        where: Path to the object of the body that holds ``custom_params``; empty for the body.
+        where: Path to the object of the body that holds ``custom_params``; empty for the body, None
+            where a request cannot choose.
         is_native: Whether SGLang reads them there itself.
         limit: Path to the number of tokens to generate, where SGLang does not.
         has_meta_info: Whether the report reaches the client without us.
     """
 
-    where: tuple[str, ...] = ()
+    where: tuple[str, ...] | None = ()
     is_native: bool = True
     limit: tuple[str, ...] = ()
     has_meta_info: bool = False
@@ -101,10 +103,16 @@ def read_choice(body: Any, route: Route) -> Any:
     if not isinstance(body, dict):
         return None
     for path, value in _asked(body, ()):
-        if path != (*route.where, CHOICE_KEY):
+        got = f"got {'.'.join(path)} = {value!r}, which would be dropped"
+        if route.where is None:
             raise ValueError(
-                f"kv_policy and kv_budget must stand in {'.'.join((*route.where, CHOICE_KEY))} of "
-                f"the body, got {'.'.join(path)} = {value!r}, which would be dropped; move it"
+                "kv_policy and kv_budget must be sent to a route that takes them, "
+                f"{got}; leave it out"
+            )
+        if path != (*route.where, CHOICE_KEY):
+            right = ".".join((*route.where, CHOICE_KEY))
+            raise ValueError(
+                f"kv_policy and kv_budget must stand in {right} of the body, {got}; move it"
             )
     return None if route.is_native else body.get(CHOICE_KEY)
 

@@ -18,7 +18,7 @@ from typing import Any
 import sglang as sgl
 from sglang.lang.ir import SglExpr, SglGen
 
-from raas_sglang.request import BUDGET_KEY, POLICY_KEY
+from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY
 
 
 def gen(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from raas_kernels import Policy
-from raas_sglang.request import RequestState
+from raas_sglang.life.request import RequestState
 
 POLICY_LABEL = "kv_policy"
 

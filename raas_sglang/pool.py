@@ -9,8 +9,8 @@ from raas_kernels import DecodeBatch, KeyCaches
 from raas_kernels.layout import StepOptions
 from raas_kernels.ops import implementation
 from raas_sglang.config import RaasConfig
-from raas_sglang.request import RequestState
-from raas_sglang.restore import budget_layout, next_victims, restore_state
+from raas_sglang.life.request import RequestState
+from raas_sglang.life.restore import budget_layout, next_victims, restore_state
 from raas_sglang.state import EvictionState, StateShape
 
 if TYPE_CHECKING:

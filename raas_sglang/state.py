@@ -8,9 +8,8 @@ import torch
 from raas_kernels import EvictionBuffers, Policy, RequestTables, ScoreScratch, StepBuffers
 from raas_kernels.layout import LONG_PERIOD
 from raas_sglang.config import RaasConfig
-from raas_sglang.request import RequestState
+from raas_sglang.life.request import NO_LIMIT, RequestState
 
-_NO_LIMIT = 2**62
 # That score at a time, as far as their registers and shared memory fit.
 _PROGRAMS_PER_PROCESSOR = 3
 
@@ -56,11 +55,8 @@ class EvictionState:
         step: What a decode step passes between its begin, its layers and its end.
         scratch: What tokens are scored in at its end.
         capacities: [R] int64. P + L: resident length at which each request stops growing.
-        capacities_cpu: The same on the host.
         epoch: Changes whenever the slots of a running request may have changed other than by
             growing; a plan made in the same epoch for the same resident lengths still holds.
-        resuming: Request slots whose generated tokens were prefilled again and not decoded on
-            since, so that a step with none of them need not look for any.
     """
 
     def __init__(
@@ -81,11 +77,9 @@ class EvictionState:
         self._tables = torch.zeros(
             (len(RequestTables._fields), num_slots), dtype=torch.int32, device=self.device
         )
-        self.capacities_cpu = torch.full((num_slots,), _NO_LIMIT, dtype=torch.int64)
-        self.capacities = self.capacities_cpu.to(self.device)
+        self.capacities = torch.full((num_slots,), NO_LIMIT, dtype=torch.int64, device=self.device)
         self.epoch = 0
-        self.resuming: set[int] = set()
-        self._batch = torch.empty(0, dtype=torch.int64)
+        self._requests = self._logical_lens = self._resident_lens = torch.empty(0)
 
     @staticmethod
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
@@ -110,23 +104,51 @@ class EvictionState:
             [s.options.budget for s in states],
             [s.options.policy.period(s.options.budget) for s in states],
             [s.generated_len for s in states],
-            [s.capacity if s.options.evicts else _NO_LIMIT for s in states],
+            [s.capacity for s in states],
         ]
-        self.resuming -= set(slots)
-        self.resuming |= {slot for slot, s in zip(slots, states, strict=True) if s.must_resume}
-        values = torch.tensor(columns, dtype=torch.int64)
-        self.capacities_cpu[slots] = values[-1]
-        values = values.to(self.device, non_blocking=True)
+        values = torch.tensor(columns, dtype=torch.int64).to(self.device, non_blocking=True)
         index = torch.tensor(slots, dtype=torch.int64).to(self.device, non_blocking=True)
         self._tables[:, index] = values[:-1].int()
         self.capacities[index] = values[-1]
         self.slots_changed()
 
-    def begin_step(self, req_pool_indices: torch.Tensor) -> None:
-        """Notes the rows of a decode step; [B] int64 request slots on the host."""
-        if not torch.equal(req_pool_indices, self._batch):
+    def begin_step(
+        self, req_pool_indices: torch.Tensor, logical_lens: torch.Tensor, lens: torch.Tensor
+    ) -> None:
+        """Notes the rows of a decode step, which attention is not told on the host.
+
+        Args:
+            req_pool_indices: [B] int64 request slots, on the host.
+            logical_lens: [B] int64, beside them.
+            lens: [B] int64 resident lengths, beside them.
+        """
+        if not torch.equal(req_pool_indices, self._requests):
             self.epoch += 1
-            self._batch = req_pool_indices.clone()
+            self._requests = req_pool_indices.clone()
+        self._logical_lens, self._resident_lens = logical_lens, lens
+
+    def step_lens(self, seq_lens: torch.Tensor) -> torch.Tensor:
+        """Resident lengths, on the host, of the step that was begun.
+
+        Args:
+            seq_lens: [B'] logical lengths as attention gets them; the rows after those of the step
+                are padding of a CUDA graph, and none of them is limited.
+
+        Returns:
+            [B'] of the same dtype.
+
+        Raises:
+            RuntimeError: it is another step, so that attention would read slots of no token.
+        """
+        rows = len(self._requests)
+        if not torch.equal(seq_lens[:rows].to(torch.int64), self._logical_lens):
+            raise RuntimeError(
+                "RaaS must know the requests of each decode step, got one that SGLang did not "
+                "prepare as usual; restart without --kv-policy, and report this"
+            )
+        lens = seq_lens.clone()
+        lens[:rows] = self._resident_lens
+        return lens
 
     def slots_changed(self) -> None:
         """Notes that slots of a request were given to it or exchanged."""
@@ -150,28 +172,13 @@ class EvictionState:
         """Slots that attention reads for each row: P + min(generated, L), all for dense rows.
 
         Args:
-            req_pool_indices: [B] int64 request slots, on the host or on the device.
+            req_pool_indices: [B] int64 request slots, on the device of the KV cache.
             seq_lens: [B] int64 logical lengths, beside them.
 
         Returns:
-            [B] of the dtype of ``seq_lens``, same device, no synchronisation.
+            [B] of the dtype of ``seq_lens``, beside them, no synchronisation.
         """
-        capacities = self.capacities_cpu if seq_lens.device.type == "cpu" else self.capacities
-        return torch.minimum(seq_lens, capacities[req_pool_indices].to(seq_lens.dtype))
-
-    def saturated(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
-        """Rows whose next token overwrites an old one, as of `RequestState.is_saturated`.
-
-        At every step for hundreds of rows, so not request by request.
-
-        Args:
-            req_pool_indices: [B] int64 request slots, on the host.
-            seq_lens: [B] int64 logical lengths, beside them.
-
-        Returns:
-            [B] bool.
-        """
-        return seq_lens >= self.capacities_cpu[req_pool_indices]
+        return torch.minimum(seq_lens, self.capacities[req_pool_indices].to(seq_lens.dtype))
 
 
 _Fields = list[tuple[tuple[int, ...], torch.dtype]]

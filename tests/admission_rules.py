@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-from sglang.srt.server_args import ServerArgs
 
 from memory_model import ModelRequest, require
 
@@ -33,7 +32,7 @@ def check_refusal(
 
 def watched_retraction(
     requests: Mapping[int, ModelRequest], aborted: set[int], counts: Counter[str], forced: bool
-) -> Callable[[ScheduleBatch, ServerArgs], Any]:
+) -> Callable[[ScheduleBatch], Any]:
     """SGLang's `retract_decode`, watched: memory runs out for dense requests alone.
 
     ``aborted`` takes the requests that SGLang gives up for good. In a ``forced`` round memory did
@@ -41,8 +40,8 @@ def watched_retraction(
     """
     original = ScheduleBatch.retract_decode
 
-    def watched(batch: ScheduleBatch, server_args: ServerArgs) -> Any:
-        result = original(batch, server_args)
+    def watched(batch: ScheduleBatch) -> Any:
+        result = original(batch)
         retracted, _, gone = result
         aborted.update(int(req.rid) for req in gone)
         if not forced:

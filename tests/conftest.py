@@ -65,7 +65,8 @@ def beside(folder: str) -> dict[str, str]:
 def server() -> Iterator[LocalServer]:
     """RaaS with radix cache and overlap scheduling on; the policy of requests that name none."""
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
-    with start_server(*flags, "--max-total-tokens", "20000") as running:
+    more = ("--max-total-tokens", "20000", "--enable-response-store")
+    with start_server(*flags, *more) as running:
         yield running
         assert running.is_alive(), running.log_end()
 

@@ -7,7 +7,7 @@ the whole pool with its prediction, bit for bit.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -120,20 +120,6 @@ class ModelRequest:
         return contents(names, torch.tensor(positions), self.number)
 
 
-class TreeEntry(NamedTuple):
-    """A node of the radix tree.
-
-    Attributes:
-        parent: Its parent's place in the list of nodes, which comes before it; -1 for the root.
-        tokens: Its part of the text.
-        slots: Where they are.
-    """
-
-    parent: int
-    tokens: list[int]
-    slots: list[int]
-
-
 @dataclass
 class Snapshot:
     """What the real objects say.
@@ -141,7 +127,7 @@ class Snapshot:
     Attributes:
         pages: Pages of the pool; page 0 is padding and not among them.
         free: Free pages.
-        tree: Nodes of the radix tree without its root, parents first.
+        tree: Slots of the radix tree, and the name of the prefix that each stands for.
         rows: Slots of each request that holds any, in the order of its text.
         protected: How many of them the tree owns.
         reports: What the response would say about it.
@@ -150,7 +136,7 @@ class Snapshot:
     page_size: int
     pages: int
     free: list[int]
-    tree: list[TreeEntry]
+    tree: dict[int, int]
     rows: dict[int, list[int]]
     protected: dict[int, int]
     reports: dict[int, dict[str, Any]]
@@ -248,13 +234,11 @@ class MemoryModel:
 
     def _check_conservation(self, seen: Snapshot) -> list[int]:
         """Checks that free + tree + owned = pool, nothing in two places; returns the free slots."""
-        tree = [slot for node in seen.tree for slot in node.slots]
         require(len(set(seen.free)) == len(seen.free), "conservation", "a page is free twice")
-        require(len(set(tree)) == len(tree), "conservation", "a slot is in the tree twice")
-        owned = {"free": set(seen.free), "tree": {slot // seen.page_size for slot in tree}}
+        owned = {"free": set(seen.free), "tree": {slot // seen.page_size for slot in seen.tree}}
         for number, row in seen.rows.items():
             shared, own = row[: seen.protected[number]], row[seen.protected[number] :]
-            require(set(shared) <= set(tree), "conservation", f"{number} lost its prefix")
+            require(set(shared) <= set(seen.tree), "conservation", f"{number} lost its prefix")
             require(len(set(row)) == len(row), "conservation", f"{number} has a slot twice")
             owned[f"request {number}"] = {slot // seen.page_size for slot in own}
         pool, every = set(range(1, seen.pages + 1)), set().union(*owned.values())
@@ -284,7 +268,7 @@ class MemoryModel:
         if not bool(wrong.any()):
             return
         slots = set(wrong.nonzero().flatten().tolist())
-        shared = {slot for node in seen.tree for slot in node.slots}
+        shared = set(seen.tree)
         for number, row in seen.rows.items():
             shared.update(row[: self.requests[number].prompt_len])
         kind = "prompt_untouched" if slots & shared else "stray_write"
@@ -292,12 +276,7 @@ class MemoryModel:
 
     def _check_tree(self, seen: Snapshot, keys: torch.Tensor) -> None:
         """Every slot of the tree holds the token of its key, after exactly the text before it."""
-        names: list[list[int]] = []
-        for node in seen.tree:
-            before = names[node.parent][-1:] if node.parent >= 0 else []
-            names.append(hashes(node.tokens, *before))
-        slots = [slot for node in seen.tree for slot in node.slots]
-        wrong = _misnamed(keys, slots, [name for node in names for name in node])
+        wrong = _misnamed(keys, list(seen.tree), list(seen.tree.values()))
         require(not wrong, "tree_purity", f"slots {wrong} do not hold the text of their key")
 
     def _check_rows(self, seen: Snapshot, keys: torch.Tensor) -> None:

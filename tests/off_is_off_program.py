@@ -3,7 +3,6 @@
 A process of its own, since plugins change SGLang for the rest of one; prints JSON.
 """
 
-import dataclasses
 import inspect
 import json
 import sys
@@ -12,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sglang.srt import server_args
+from sglang.srt.arg_groups.arg_utils import record_fields
 from sglang.srt.plugins import load_plugins
-from sglang.srt.server_args import prepare_server_args
 
 from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, seams
 from reasoner import REASONER
@@ -39,35 +39,46 @@ def functions() -> dict[str, Any]:
             for key, value in vars(module).items():
                 found[f"{name}.{key}"] = value
                 if inspect.isclass(value) and value.__module__ == name:
-                    found |= {f"{name}.{key}.{member}": v for member, v in vars(value).items()}
+                    found |= {f"{name}.{key}.{member}": v for member, v in members(value)}
     kinds = (classmethod, staticmethod, property)
     return {name: v for name, v in found.items() if callable(v) or isinstance(v, kinds)}
+
+
+def members(cls: type) -> list[tuple[str, Any]]:
+    """What a class defines, or the one that it stands for."""
+    bases = [base for base in cls.__mro__ if base.__qualname__ == cls.__qualname__]
+    return [item for base in reversed(bases) for item in vars(base).items()]
 
 
 def outcome(command: tuple[str, ...]) -> dict[str, Any]:
     """What becomes of a command line: the arguments, or the error and the file that raised it."""
     try:
-        made = prepare_server_args(["--model-path", str(REASONER), *CPU, *PORTS, *command])
+        arguments = ["--model-path", str(REASONER), *CPU, *PORTS, *command]
+        made = server_args.prepare_server_args(arguments)
+        made.resolve_once()
         made.check_server_args()
     except BaseException as error:  # noqa: BLE001 - whatever it is must stay as it is
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).name
         return {"error": f"{type(error).__name__}: {error}", "raised in": raised_in}
-    plain = {key: value for key, value in vars(made).items() if not key.startswith("_")}
-    shown = {key: value for key, value in dataclasses.asdict(made).items() if value is not None}
-    return {"arguments": repr(made), "held": sorted(plain), "shown": repr(shown)}
+    given = {item.name: getattr(made, item.name) for item in record_fields(type(made))}
+    results = {"given": given, "resolved": made.resolved_dict()}
+    set_values = {key: {k: v for k, v in d.items() if v is not None} for key, d in results.items()}
+    return {key: repr(values) for key, values in set_values.items()}
 
 
 def main() -> None:
     wrong = [seam.name for seam in seams(EVERY) if seam.problem()]  # which imports the targets
-    before = functions()
+    before, arguments_class = functions(), server_args.ServerArgs
     outcomes = {name: outcome(command) for name, command in COMMANDS.items()}
     load_plugins()
     after = functions()
+    changed = sorted(name for name in before if after.get(name) is not before[name])
     result = {
         "wrong": wrong,
         "before": outcomes,
         "after": {name: outcome(command) for name, command in COMMANDS.items()},
-        "changed": sorted(name for name in before if after.get(name) is not before[name]),
+        "changed": [name for name in changed if before[name] is not arguments_class],
+        "stale": [name for name in after if after[name] is arguments_class],
         "hooked": sorted(seam.target for seam in seams(ALWAYS)),
     }
     print(json.dumps(result))

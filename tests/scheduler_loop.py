@@ -1,6 +1,5 @@
 """SGLang's scheduler without its processes: every part that a simulation does not give is off."""
 
-from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,8 +30,8 @@ def _first(batch: Any, **_: Any) -> Any:
 _SILENT = Silent()
 _MUTE = (
     *("ipc_channels", "metrics_reporter", "output_streamer", "load_inquirer"),
-    *("kv_events_publisher", "publish_load_snapshot", "_record_step_counters"),
-    *("grammar_manager", "dllm_manager", "tp_worker"),
+    *("kv_events_publisher", "publish_load_snapshot", "load_publisher"),
+    *("_record_step_counters", "grammar_manager", "dllm_manager", "tp_worker"),
 )
 _PARTS = {
     "is_generation": True,
@@ -41,7 +40,9 @@ _PARTS = {
     "ps": SimpleNamespace(pp_size=1),
     "schedule_policy": "fcfs",
     "priority_scheduling_preemption_threshold": 0,
-    "dp_attn_adapter": SimpleNamespace(maybe_prepare_mlp_sync_batch=_first),
+    "dp_attn_adapter": SimpleNamespace(
+        maybe_prepare_mlp_sync_batch=_first, maybe_convert_decode_to_extend=_first
+    ),
     "ngram_embedding_manager": SimpleNamespace(prepare_for_forward=_first),
     **dict.fromkeys(_MUTE, _SILENT),
 }
@@ -51,8 +52,10 @@ class SchedulerLoop(scheduler.Scheduler):
     """SGLang's scheduler with the parts that a simulation gives it; every other feature is off."""
 
     def __init__(self, **parts: Any) -> None:
-        vars(self).update(_PARTS, result_queue=deque(), **parts)
+        vars(self).update(_PARTS, **parts)
         self.init_running_status()
+        self.init_chunked_prefill()
+        vars(self).update(parts)
         self.init_schedule_policy()
         self.init_pool_stats_observer()
         self.init_invariant_checker()

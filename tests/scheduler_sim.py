@@ -17,12 +17,12 @@ from sglang.srt.managers.io_struct import AbortReq, PauseGenerationReqInput
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.chunk_cache import ChunkCache
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.radix_cache import RadixCache
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.runtime_context import process_model_config
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
@@ -30,7 +30,6 @@ import memory_model as reference
 from admission_rules import check_refusal, watched_retraction
 from memory_model import DIM, GROUP, HEADS, hashes, require
 from raas_kernels import DecodeBatch, torch_ops
-from raas_patches.active import attach_config
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.state import StateShape
@@ -57,19 +56,39 @@ _LAYER = SimpleNamespace(
 )
 
 
+class WatchedTree(UnifiedRadixCache):
+    """SGLang's tree, which remembers the text that each of its slots was given for."""
+
+    def __init__(self, params: CacheInitParams) -> None:
+        super().__init__(params)
+        self._given: dict[int, int] = {}
+
+    def insert(self, params: InsertParams) -> InsertResult:
+        result = super().insert(params)
+        names = hashes(params.key.token_ids[: len(params.key)])
+        slots = self.path_device_indices(result.last_device_node).tolist()
+        self._given.update(zip(slots, names, strict=True))
+        self._given = self.texts()
+        return result
+
+    def texts(self) -> dict[int, int]:
+        """The name of the text that each slot of the tree stands for."""
+        slots = self.all_values_flatten().tolist()
+        require(len(set(slots)) == len(slots), "conservation", "a slot is in the tree twice")
+        return {slot: self._given[slot] for slot in slots}
+
+
 class Simulation:
     """The objects of one scheduler, and the model that watches them."""
 
     def __init__(self, settings: Settings, server_args: ServerArgs) -> None:
         self.settings, self.server_args = settings, server_args
-        config = RaasConfig("raas", 64)
-        attach_config(server_args, config)
         self.requests: dict[int, Req] = {}
         self.aborted: set[int] = set()
         self.counts = Counter[str]()
         self.texts: dict[int, list[int]] = {}
         self.stops, self.relay, self.plan = {}, {}, ((), ())
-        self.scheduler = self._build(config)
+        self.scheduler = self._build(RaasConfig("raas", 64))
         self.model = reference.MemoryModel(self.pool.k_buffer[0], self.pool.v_buffer[0])
 
     def _build(self, config: RaasConfig) -> scheduler.Scheduler:
@@ -88,8 +107,9 @@ class Simulation:
             self.allocator = TokenToKVPoolAllocator(slots, *end)
         else:
             self.allocator = PagedTokenToKVPoolAllocator(slots, page_size, *end)
-        cache = RadixCache if self.settings.radix else ChunkCache
-        self.tree = cache(CacheInitParams(False, self.rows, self.allocator, page_size))
+        params = CacheInitParams(not self.settings.radix, self.rows, self.allocator, page_size)
+        params.tree_components = (ComponentType.FULL,)
+        self.tree = WatchedTree(params)
         return SchedulerLoop(
             server_args=self.server_args,
             req_to_token_pool=self.rows,
@@ -97,9 +117,10 @@ class Simulation:
             tree_cache=self.tree,
             page_size=page_size,
             enable_overlap=self.settings.overlap,
+            enable_skip_finishing_decode=self.settings.overlap,
             enable_priority_scheduling=self.settings.preempt,
             enable_priority_preemption=self.settings.preempt,
-            model_config=self.server_args.get_model_config(),
+            model_config=process_model_config(),
             max_total_num_tokens=slots,
             max_req_len=min(CONTEXT, slots) - 1,
             max_prefill_tokens=PREFILL,
@@ -148,10 +169,9 @@ class Simulation:
         params = SamplingParams(**named)
         params.normalize(None)
         named = {"eos_token_ids": {EOS}, "vocab_size": 1280, "priority": priority}
-        with get_parallel().override(tp_rank=1):  # rank 0 logs refusals
-            req = Req(f"{number:09d}", "", array("q", prompt), params, **named)
-            known = req.to_finish is None
-            self.scheduler.init_req_max_new_tokens(req)
+        req = Req(f"{number:09d}", "", array("q", prompt), params, **named)
+        known = req.to_finish is None
+        self.scheduler.init_req_max_new_tokens(req)
         if known:
             size, slots = self.settings[:2]
             asked = (max_new, None if policy == "dense" else budget)
@@ -206,7 +226,7 @@ class Simulation:
     def retract(self, number: int) -> None:
         """A round in which SGLang finds no memory and gives up this request, if others run."""
 
-        def order(reqs: list[Req], _: ServerArgs) -> list[int]:
+        def order(reqs: list[Req]) -> list[int]:
             return sorted(range(len(reqs)), key=lambda i: int(reqs[i].rid) == number)
 
         with mock.patch.object(ScheduleBatch, "_get_decode_retraction_order", staticmethod(order)):
@@ -242,12 +262,12 @@ class Simulation:
             ends = len(text) - request.prompt_len + 1 >= self.stops[number]
             text.append(EOS if ends else 2 + request.names[-1] % 40)
             request.names.extend(hashes(text[-1:], request.names[-1]))
-        self.relay[req.req_pool_idx] = text[request.logical]
+        self.relay[req.kv.req_pool_idx] = text[request.logical]
         return text[request.logical]
 
     def _prefill(self, batch: ScheduleBatch, numbers: list[int]) -> None:
         parts, fed = [], batch.prefill_input_ids_cpu.tolist()
-        tree = {slot for node in self._tree_nodes() for slot in node.slots}
+        tree = set(self.tree.texts())
         for number, start, end in zip(
             numbers, batch.prefix_lens, batch.seq_lens.tolist(), strict=True
         ):
@@ -289,8 +309,10 @@ class Simulation:
         """Slots of the rows, and how many there are; checks when a CUDA graph may keep its own."""
         state, table = self.pool.state, self.rows.req_to_token
         requests = batch.req_pool_indices_cpu
-        state.begin_step(requests)
-        resident = state.resident_lens(requests, batch.seq_lens_cpu).tolist()
+        lens = state.step_lens(batch.seq_lens_cpu)
+        on_device = state.resident_lens(batch.req_pool_indices, batch.seq_lens)
+        require(torch.equal(lens, on_device), "lengths", f"host {lens}, device {on_device}")
+        resident = lens.tolist()
         tables = state.rows(requests)
         slots = [table[r, :n].tolist() for r, n in zip(requests.tolist(), resident, strict=True)]
         plan, held = (state.epoch, resident), (slots, torch.stack(tables).tolist())
@@ -303,27 +325,17 @@ class Simulation:
 
     def _row(self, number: int) -> list[int]:
         req = self.requests[number]
-        return self.rows.req_to_token[req.req_pool_idx, : req.kv.kv_allocated_len].tolist()
-
-    def _tree_nodes(self) -> list[reference.TreeEntry]:
-        root = getattr(self.tree, "root_node", None)
-        found, pending = [], [(-1, child) for child in root.children.values()] if root else []
-        while pending:
-            parent, node = pending.pop()
-            tokens = list(node.key.token_ids[: len(node.key)])
-            found.append(reference.TreeEntry(parent, tokens, node.value.tolist()))
-            pending.extend((len(found) - 1, child) for child in node.children.values())
-        return found
+        return self.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_allocated_len].tolist()
 
     def _snapshot(self) -> reference.Snapshot:
-        size, held = self.settings.page_size, [n for n, r in self.requests.items() if r.kv]
+        size, held = self.settings.page_size, [n for n, r in self.requests.items() if r.kv.holds_kv]
         return reference.Snapshot(
             size,
             self.settings.slots // size,
             torch.cat((self.allocator.free_pages, self.allocator.release_pages)).tolist(),
-            self._tree_nodes(),
+            self.tree.texts(),
             {number: self._row(number) for number in held},
-            {number: self.requests[number].cache_protected_len for number in held},
+            {number: self.requests[number].kv.cache_protected_len for number in held},
             {number: self.requests[number].raas.report() for number in held},
         )
 
@@ -332,7 +344,7 @@ class Simulation:
         batches = filter(None, (loop.running_batch, loop.last_batch))
         alive = {*loop.waiting_queue, loop.chunked_req, *(r for b in batches for r in b.reqs)}
         for number, req in list(self.requests.items()):
-            if req.kv is None and (req.finished() or req not in alive):
+            if not req.kv.holds_kv and (req.finished() or req not in alive):
                 ended = req.finished() or number in self.aborted
                 require(ended, "nothing_lost", f"{number} is neither finished nor aborted")
                 longest = len(req.output_ids) / self.settings.slots

@@ -4,7 +4,6 @@ A process of its own, since plugins change SGLang for the rest of one.
 """
 
 import copy
-import dataclasses
 import inspect
 import json
 import pickle
@@ -12,8 +11,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+from sglang.srt import server_args
+from sglang.srt.arg_groups.arg_utils import record_fields
+from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.plugins import load_plugins
-from sglang.srt.server_args import ServerArgs, prepare_server_args
+from sglang.srt.runtime_context import get_context, publish
 
 from reasoner import REASONER
 
@@ -31,51 +34,62 @@ def outcome(make: Callable[[], Any]) -> Any:
 
     config = config_of(made)
     runs = None if config is None else [config.kv_policy, config.kv_budget]
-    shown = dataclasses.asdict(made)
+    shown = made.resolved_dict()
     return {"runs": runs, "shown": [shown["kv_policy"], shown["kv_budget"]], "port": made.port}
 
 
-def rebuilt(made: ServerArgs, names: Any) -> ServerArgs:
-    return ServerArgs(**{name: getattr(made, name) for name in names})
+def rebuilt(made: Any, names: Any) -> Any:
+    return server_args.ServerArgs(**{name: getattr(made, name) for name in names})
 
 
-def overridden(made: ServerArgs) -> ServerArgs:
-    made.override("a test", kv_budget=32)
+def resolved(made: Any) -> Any:
+    made.resolve_once()
     made.check_server_args()
+    return pickle.loads(pickle.dumps(made))
+
+
+def overridden(made: Any) -> Any:
+    publish(made, role="tokenizer")
+    get_context().override("a test", kv_budget=32)
     return made
 
 
 def main() -> None:
-    before = outcome(lambda: ServerArgs(**MODEL, **SETTINGS))
+    before = outcome(lambda: server_args.ServerArgs(**MODEL, **SETTINGS))
     load_plugins()
-    made = ServerArgs(**MODEL, **SETTINGS)
+    made = server_args.ServerArgs(**MODEL, **SETTINGS)
+    replace = msgspec.structs.replace
     command = ["--model-path", str(REASONER), "--device", "cpu", "--kv-policy", "window"]
     results = {
         "before": before,
         "made": outcome(lambda: made),
-        "off": outcome(lambda: ServerArgs(**MODEL)),
-        "command line": outcome(lambda: prepare_server_args([*command, "--kv-budget", "64"])),
+        "made by the engine": outcome(lambda: Engine.server_args_class(**MODEL, **SETTINGS)),
+        "off": outcome(lambda: server_args.ServerArgs(**MODEL)),
+        "off, sent": outcome(lambda: pickle.loads(pickle.dumps(server_args.ServerArgs(**MODEL)))),
+        "command line": outcome(
+            lambda: server_args.prepare_server_args([*command, "--kv-budget", "64"])
+        ),
         "copy": outcome(lambda: copy.copy(made)),
         "deepcopy": outcome(lambda: copy.deepcopy(made)),
         "pickle": outcome(lambda: pickle.loads(pickle.dumps(made))),
-        "replace": outcome(lambda: dataclasses.replace(made, port=1234)),
-        "replace both": outcome(lambda: dataclasses.replace(made, kv_policy="raas", kv_budget=32)),
-        "replace by a larger": outcome(lambda: dataclasses.replace(made, kv_budget=2048)),
-        "turn off": outcome(lambda: dataclasses.replace(made, kv_policy=None)),
-        "fields of the class": outcome(
-            lambda: rebuilt(made, [item.name for item in dataclasses.fields(ServerArgs)])
+        "resolved": outcome(lambda: resolved(copy.deepcopy(made))),
+        "replace": outcome(lambda: replace(made, port=1234)),
+        "replace both": outcome(lambda: replace(made, kv_policy="raas", kv_budget=32)),
+        "replace by a larger": outcome(lambda: replace(made, kv_budget=2048)),
+        "turn off": outcome(lambda: replace(made, kv_policy=None)),
+        "wrong": outcome(lambda: replace(made, kv_budget=65)),
+        "fields": outcome(lambda: rebuilt(made, [f.name for f in record_fields(type(made))])),
+        "signature": outcome(
+            lambda: rebuilt(made, inspect.signature(server_args.ServerArgs).parameters)
         ),
-        "fields of the object": outcome(
-            lambda: rebuilt(made, [item.name for item in dataclasses.fields(made)])
-        ),
-        "signature": outcome(lambda: rebuilt(made, inspect.signature(ServerArgs).parameters)),
-        "asdict": outcome(lambda: ServerArgs(**dataclasses.asdict(made))),
+        "asdict": outcome(lambda: server_args.ServerArgs(**msgspec.structs.asdict(made))),
         "override": outcome(lambda: overridden(copy.deepcopy(made))),
-        "assign": outcome(lambda: setattr(made, "kv_policy", "raas")),
     }
-    print(json.dumps(results))
     with open(sys.argv[1], "wb") as file:
         pickle.dump(made, file)
+    made.resolve_once()
+    results["assign"] = outcome(lambda: setattr(made, "kv_policy", "raas"))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

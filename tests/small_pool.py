@@ -15,7 +15,7 @@ from client import (
     together,
     token_ids,
 )
-from raas_sglang.request import REPORT_FIELDS
+from raas_sglang.life.request import REPORT_FIELDS
 
 POOL = 144  # of the fixtures
 CHUNK = 32  # longer prompts are computed in pieces

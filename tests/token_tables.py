@@ -5,7 +5,8 @@ import torch
 
 from raas_kernels import EvictionBuffers, Policy
 from raas_sglang.config import RaasConfig
-from raas_sglang.request import RequestOptions, RequestState
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.request import RequestState
 from raas_sglang.trace import TraceBatch
 
 LAYERS, SLOTS, HEADS, TOKENS = 3, 5, 2, 64
@@ -40,4 +41,6 @@ def buffers():
 
 def request(generated, policy=Policy.RAAS):
     options = RequestOptions(policy, 64, evicts=policy is not Policy.DENSE)
-    return RequestState(options, 10, 10 + generated, 10 + min(generated, 64))
+    state = RequestState(options, 10)
+    state.logical_len, state.resident_len = 10 + generated, 10 + min(generated, 64)
+    return state

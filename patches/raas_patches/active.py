@@ -1,65 +1,58 @@
 """What is active in this process: the server's settings, once a scheduler or server has them."""
 
-from dataclasses import dataclass
+from dataclasses import fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins import load_plugins
 
-from raas_sglang.config import RaasConfig
+from raas_sglang.config import RaasConfig, take_settings
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import ServerArgs
 
-_ATTRIBUTE = "raas_config"
-_SLOTS = "raas_request_slots"
+_SETTINGS = tuple(item.name for item in fields(RaasConfig))
+_SLOTS = "_raas_request_slots"
 _POOL = "raas_pool_tokens"
 
 
-@dataclass(frozen=True)
-class Attached:
-    """The settings on SGLang's arguments; they bring the plugin to each process that gets them.
+def arrive(values: dict[str, Any], notes: dict[str, Any]) -> "ServerArgs":
+    """Rebuilds arguments with a policy that arrive from another process, and loads the plugins.
 
-    Without it such a process would serve every request dense, or lose the settings when it copies
-    the arguments field by field.
-    """
+    Without ours such a process would serve every request dense.
 
-    config: RaasConfig
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return arrive, (self.config,)
-
-
-def arrive(config: RaasConfig) -> Attached:
-    """Loads the plugins where arguments with a policy arrive from another process.
+    Args:
+        values: The fields, ours among them.
+        notes: What SGLang noted while it resolved them.
 
     Raises:
-        RuntimeError: the plugin is not among them.
+        RuntimeError: our plugin is not among those of this process.
     """
-    from raas_patches.installation import ALWAYS, seams
+    from sglang.srt import server_args
 
     load_plugins()
-    if not all(seam.is_installed() for seam in seams(ALWAYS)):
+    if not set(_SETTINGS) <= set(server_args.ServerArgs.__struct_fields__):
         raise RuntimeError(
-            f"--kv-policy {config.kv_policy} must run in every process that gets the server's "
+            f"--kv-policy {values['kv_policy']} must run in every process that gets the server's "
             "arguments, this one did not load the plugin; start all processes in one environment, "
             "with one SGLANG_PLUGINS"
         )
-    return Attached(config)
-
-
-def attach_config(server_args: "ServerArgs", config: RaasConfig) -> None:
-    """Stores the settings on SGLang's arguments, which travel to every process.
-
-    `ServerArgs` is read-only once resolved.
-    """
-    object.__setattr__(server_args, _ATTRIBUTE, Attached(config))
+    return server_args._rebuild_server_args(server_args.ServerArgs, values, notes)
 
 
 def config_of(server_args: "ServerArgs") -> RaasConfig | None:
-    """Returns the settings, or None if the server was started without ``--kv-policy``."""
-    attached: Attached | None = getattr(server_args, _ATTRIBUTE, None)
-    return None if attached is None else attached.config
+    """Returns the settings, or None if the server was started without ``--kv-policy``.
+
+    Raises:
+        ValueError: a setting is wrong, or one was given without ``kv_policy``.
+    """
+    return _config(tuple(getattr(server_args, name, None) for name in _SETTINGS))
+
+
+@lru_cache
+def _config(values: tuple[Any, ...]) -> RaasConfig | None:
+    return take_settings(dict(zip(_SETTINGS, values, strict=True)))
 
 
 def required_config(server_args: "ServerArgs") -> RaasConfig:
@@ -69,9 +62,15 @@ def required_config(server_args: "ServerArgs") -> RaasConfig:
     return config
 
 
+def attach_config(server_args: "ServerArgs", config: RaasConfig) -> None:
+    """Sets the settings on arguments that are not resolved yet."""
+    for name in _SETTINGS:
+        setattr(server_args, name, getattr(config, name))
+
+
 def attach_request_slots(server_args: "ServerArgs", slots: int) -> None:
-    """Stores for how many requests this process sized its eviction state."""
-    object.__setattr__(server_args, _SLOTS, slots)
+    """Notes for how many requests this process sized its eviction state."""
+    setattr(server_args, _SLOTS, slots)
 
 
 def request_slots_of(server_args: "ServerArgs") -> int:

@@ -28,9 +28,8 @@ def _torch_native(model_runner: "ModelRunner") -> "AttentionBackend":
 
 
 def _flashinfer(model_runner: "ModelRunner") -> "AttentionBackend":
-    prefill, _ = model_runner.server_args.get_attention_backends()
     options = {
-        "skip_prefill": prefill != "flashinfer",
+        "skip_prefill": model_runner.prefill_attention_backend_str != "flashinfer",
         "init_new_workspace": model_runner.init_new_workspace,
     }
     from raas_sglang.attention.flashinfer import RaasFlashInferAttnBackend

@@ -1,11 +1,9 @@
-"""`sglang.srt.model_executor.forward_batch_info`: two lengths where SGLang has one.
+"""`sglang.srt.model_executor.forward_batch_info`: positions of a request that goes on.
 
-Why: decode attention reads the slots that a row holds, not the text; and of an interrupted request
-only the prompt and the last L generated tokens are prefilled again, but they stand where they stood
-in the text. How: once positions were derived from `seq_lens`, it serves nothing but attention. So
-in decode it becomes the resident lengths, on the device and on the host, for eager passes and CUDA
-graphs alike; in prefill the positions after the prompt move on by the tokens that were left out,
-before any layer reads them. Remove when: SGLang keeps the two lengths apart.
+Why: of an interrupted request only the prompt and the last L generated tokens are prefilled again,
+but they stand where they stood in the text. How: in prefill the positions after the prompt move on
+by the tokens that were left out, before any layer reads them. Remove when: SGLang keeps logical and
+resident length apart.
 """
 
 from collections.abc import Callable
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    from raas_sglang.state import EvictionState
-
 
 def init_new(
     original: Callable[..., "ForwardBatch"],
@@ -31,27 +27,11 @@ def init_new(
     model_runner: "ModelRunner",
     **kwargs: Any,
 ) -> "ForwardBatch":
-    """Around `ForwardBatch.init_new`: resident lengths in decode, logical positions in prefill."""
+    """Around `ForwardBatch.init_new`: logical positions in prefill."""
     forward_batch = original(cls, batch, model_runner, **kwargs)
-    if forward_batch.forward_mode.is_decode():
-        _read_resident(forward_batch, batch, model_runner.token_to_kv_pool.state)
-    elif forward_batch.forward_mode.is_extend():
+    if forward_batch.forward_mode.is_extend():
         _move_positions(forward_batch, batch)
     return forward_batch
-
-
-def _read_resident(
-    forward_batch: "ForwardBatch", batch: "ScheduleBatch", state: "EvictionState"
-) -> None:
-    """Gives decode attention the resident lengths; the positions are logical already."""
-    requests = batch.req_pool_indices_cpu
-    state.begin_step(requests)
-    lens = state.resident_lens(requests, forward_batch.seq_lens_cpu)
-    forward_batch.seq_lens_cpu = lens
-    forward_batch.seq_lens_sum = int(lens.sum())
-    forward_batch.seq_lens = state.resident_lens(
-        forward_batch.req_pool_indices, forward_batch.seq_lens
-    )
 
 
 def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> None:
@@ -82,8 +62,12 @@ SEAMS = (
             "model_runner",
             "capture_hidden_mode",
             "return_hidden_states_before_norm",
+            "extend_position_info",
+            "spec_mrope_positions",
+            "kv_loc_plan",
+            "write_cols",
         ),
-        "gives decode resident lengths, and an interrupted request its positions",
+        "gives the kept tokens of an interrupted request their positions",
         "SGLang keeps logical and resident length apart",
     ),
 )

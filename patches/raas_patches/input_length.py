@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sglang.srt.plugins.hook_registry import HookType
-from sglang.srt.runtime_context import get_server_args
+from sglang.srt.runtime_context import process_model_config
 
 from raas_patches.seam import Seam
 
@@ -26,12 +26,16 @@ def validate_input_length(
     max_req_input_len: int,
     allow_auto_truncate: bool,
 ) -> str | None:
-    """Around it: `reservation` has checked already what such a request holds."""
+    """Around it: `reservation` has checked already what such a request holds.
+
+    Its length is final then: images were expanded, and what is too long was cut.
+    """
     options = req.raas.options
     if options.is_bounded and options.prompt_len is not None:
-        context_len = get_server_args().get_model_config().context_len
-        return original(req, context_len - _SPARE_TOKENS, allow_auto_truncate)
-    return original(req, max_req_input_len, allow_auto_truncate)
+        max_req_input_len = process_model_config().context_len - _SPARE_TOKENS
+    problem = original(req, max_req_input_len, allow_auto_truncate)
+    req.raas.arrive(len(req.origin_input_ids))
+    return problem
 
 
 SEAMS = (

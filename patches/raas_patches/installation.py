@@ -16,26 +16,23 @@ from raas_patches.seam import Seam, version_problem
 logger = logging.getLogger(__name__)
 
 # In the server's process and in every scheduler, whether a policy was asked for or not.
-ALWAYS = ("server_args", "scheduler", "without_policy")
+ALWAYS = ("server_args", "scheduler_start", "without_policy")
 # Only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
     "engine",
     "routes",
-    "request_logger",
     "tokenizer_manager",
-    "schedule_policy",
-    "max_new_tokens",
+    "output_streamer",
+    "scheduler",
     "input_length",
-    "waiting_queue",
     "new_token_ratio",
     "schedule_batch",
     "allocation",
-    "kv_release",
+    "unified_radix_cache",
     "kv_cache_configurator",
     "forward_batch_info",
     "model_runner",
     "fused_kv_store",
-    "pool_stats_observer",
     "metrics_reporter",
     "metrics_collector",
 )

@@ -136,7 +136,7 @@ def _shape(self: "KVCacheConfigurator") -> StateShape:
 def _max_num_reqs(self: "KVCacheConfigurator") -> int | None:
     """What the user asked for on this rank, or None."""
     asked = get_schedule().max_running_requests
-    return None if asked is None else max(1, asked // self.ps.attn_dp_size)
+    return None if asked is None else max(1, asked // self.attn_dp_size)
 
 
 _PATH = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator."

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from raas_patches.reservation import is_bounded
 from raas_patches.seam import Seam
+from raas_sglang.life.reservation import is_bounded
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

@@ -8,11 +8,12 @@ request's, else the preferred, else the server's.
 import json
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.arg_groups.model_override_base import model_config_of
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from raas_patches.active import config_of
 from raas_sglang.exchange import CHOICE_KEY
-from raas_sglang.request import is_ours, names_choice, parse_options
+from raas_sglang.life.options import is_ours, names_choice, parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -46,9 +47,10 @@ def require_preference(server_args: "ServerArgs") -> None:
         params = json.loads(preferred) if isinstance(preferred, str) else preferred
         custom = params.get(CHOICE_KEY)
         config = config_of(server_args)
-        if custom is not None and names_choice(custom):
-            context_len = server_args.get_model_config().context_len
-            parse_options(custom, config, context_len, max_new_tokens=None)
+        if config is not None or (custom is not None and names_choice(custom)):
+            context_len = model_config_of(server_args).context_len
+            beam_width = params.get("beam_width")
+            parse_options(custom, config, context_len, max_new_tokens=None, beam_width=beam_width)
         if config is not None:
             SamplingParams(**params)
     except (AttributeError, TypeError, ValueError) as error:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from raas_patches.active import pool_tokens_of
-from raas_patches.reservation import refusal, usable
-from raas_sglang.request import RequestOptions
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.reservation import refusal, usable
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager

@@ -1,8 +1,9 @@
 """A streamed request that is refused gets the status for it; `routes` puts the middleware in.
 
-Why: `/generate` sends status 200 before it looks at a request that streams, and the refusal as the
-first event. How: a middleware holds the head of a stream back until its first event; the OpenAI
-routes of SGLang wait for it as well. Remove when: SGLang validates before it begins a stream.
+Why: SGLang sends status 200 before it looks at a request that streams, and a refusal as the first
+event: of a bad request as an error, of a full queue as one on the OpenAI routes and as an answer
+that was aborted on `/generate`. How: a middleware holds the head of a stream back until its first
+event. Remove when: SGLang waits for it before it begins a stream.
 """
 
 import json
@@ -61,9 +62,13 @@ def _is_stream(head: "Message") -> bool:
 
 def _error_of(event: bytes) -> dict[str, Any] | None:
     """The error that an event is, if it is one with a status."""
-    if not event.startswith(_EVENT + b'{"error"'):
+    if not event.startswith(_EVENT + b"{"):
         return None
-    error = json.loads(event.removeprefix(_EVENT))["error"]
+    item = json.loads(event.removeprefix(_EVENT).partition(b"\n")[0])
+    error = item.get("error")
+    reason = item.get("meta_info", {}).get("finish_reason") or {}
+    if "status_code" in reason and "index" not in item:  # else others of its batch may go on
+        error = {"message": reason["message"], "code": reason["status_code"]}
     return error if isinstance(error, dict) and isinstance(error.get("code"), int) else None
 
 

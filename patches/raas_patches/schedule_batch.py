@@ -1,89 +1,82 @@
 """`sglang.srt.managers.schedule_batch`: two lengths where SGLang has one.
 
 Why: SGLang takes the length of the text for the number of slots. A saturated request has a logical
-length that goes on and a resident length that does not. Remove when: SGLang tells them apart.
+length that goes on and a resident length that does not. How: each request carries the record of its
+own, and is asked. Remove when: SGLang tells them apart.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins.hook_registry import HookType
-from sglang.srt.runtime_context import get_server_args
+from sglang.srt.runtime_context import get_server_args, process_model_config
 
 from raas_kernels import Policy
 from raas_patches.active import required_config
-from raas_patches.report import REPORT_KEY, TokenReports
-from raas_patches.reservation import is_bounded
 from raas_patches.seam import Seam
-from raas_sglang.pool import pool_of
-from raas_sglang.request import RequestOptions, RequestState, parse_options
+from raas_sglang.life.options import RequestOptions, parse_options
+from raas_sglang.life.request import RequestState
+from raas_sglang.life.reservation import is_bounded
+from raas_sglang.life.step import growing
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
-    from sglang.srt.server_args import ServerArgs
 
 
 def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
     """After `Req.__init__`: attaches the request's options and progress as ``req.raas``."""
-    server_args = get_server_args()
-    config = required_config(server_args)
+    config = required_config(get_server_args())
     params, input_len = self.sampling_params, len(self.origin_input_ids)
     problem = None
     try:
-        context_len = server_args.get_model_config().context_len
         options = parse_options(
-            params.custom_params, config, context_len, params.max_new_tokens, input_len
+            params.custom_params,
+            config,
+            process_model_config().context_len,
+            params.max_new_tokens,
+            input_len,
+            params.beam_width,
         )
     except ValueError as error:
         # The server's process has refused it already; this is for whoever sends past it.
         options, problem = None, str(error)
     options = options or RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
-    prompt_len = options.prompt_of(input_len)
-    self.raas = RequestState(options, prompt_len)
-    # Counted when they were given up, before this request was sent.
-    self.raas.counted_len = self.raas.skip(input_len - prompt_len)
-    self.customized_info = {REPORT_KEY: TokenReports(self.raas)}
+    self.raas = RequestState(options, input_len)
     if problem:
         self.set_finish_with_abort(problem)
 
 
 def set_finish_with_abort(
-    original: Callable[["Req", str], None], self: "Req", error_msg: str
+    original: Callable[..., None], self: "Req", *args: Any, **kwargs: Any
 ) -> None:
     """Around it: the first reason stands; later checks see the one token that is left of it."""
     if self.to_finish is None:
-        original(self, error_msg)
-
-
-def effective_kv_committed_len(original: Callable[["Req"], int], self: "Req") -> int:
-    """Around it: what the radix tree may take. `tree_purity`: never what was overwritten.
-
-    A step in flight counts, since the overlap scheduler runs one step ahead of the results.
-    """
-    if self.raas.has_overwritten:
-        return int(min(self.kv_committed_len, self.raas.prompt_len))
-    return original(self)
+        original(self, *args, **kwargs)
+        self.raas.arrive(len(self.origin_input_ids))
 
 
 def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
-    """Around it: a request that goes on is prefilled with what it may hold, P + L tokens."""
-    prompt_len = self.raas.options.prompt_of(len(self.origin_input_ids))
-    skipped = self.raas.skip(len(self.origin_input_ids) - prompt_len + len(self.output_ids))
-    if skipped:
-        text = self.origin_input_ids + self.output_ids
-        self.full_untruncated_fill_ids = text[:prompt_len] + text[prompt_len + skipped :]
+    """Around it: a request that goes on is prefilled with what it may hold, P + L tokens.
+
+    SGLang calls it for a request that ends as well; what is left out was decided when it was
+    retracted.
+    """
+    if self.raas.skipped_len:
+        self.full_untruncated_fill_ids = self.raas.kept(self.origin_input_ids + self.output_ids)
     else:
         original(self)
+
+
+def reset_for_retract(_: None, self: "Req") -> None:
+    """After it: what the request gives up by being prefilled again is known now."""
+    self.raas.retract(len(self.origin_input_ids) + len(self.output_ids))
 
 
 def compute_max_prefix_len(
     original: Callable[["Req", int], int], self: "Req", input_len: int
 ) -> int:
     """Around it: a request that goes on takes no generated tokens from the tree to overwrite."""
-    longest, options = original(self, input_len), self.raas.options
-    if not options.evicts:
-        return longest
-    return int(min(longest, options.prompt_of(len(self.origin_input_ids))))
+    return int(self.raas.matchable_len(original(self, input_len)))
 
 
 def new_tokens_required_next_decode(
@@ -92,29 +85,12 @@ def new_tokens_required_next_decode(
     selected_indices: list[int] | None = None,
 ) -> int:
     """Around it: a saturated request needs none."""
-    if not self.reqs:  # then its tensors are stale, or are none
-        return original(self, selected_indices)
-    state = pool_of(self.token_to_kv_pool_allocator).state
-    saturated = state.saturated(self.req_pool_indices_cpu, self.seq_lens_cpu).tolist()
-    indices = range(len(saturated)) if selected_indices is None else selected_indices
-    return original(self, [i for i in indices if not saturated[i]])
+    return original(self, growing(self.reqs, selected_indices))
 
 
-def get_decode_retraction_order(
-    order: list[int], reqs: list["Req"], server_args: "ServerArgs"
-) -> list[int]:
+def get_decode_retraction_order(order: list[int], reqs: list["Req"]) -> list[int]:
     """After it: bounded requests are kept longest; the last in the order is retracted first."""
     return sorted(order, key=lambda i: not is_bounded(reqs[i]))
-
-
-def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
-    """After it: the text grew by one token, the slots only where one was allocated."""
-    for req in self.reqs:
-        state: RequestState = req.raas
-        state.logical_len += 1
-        state.resident_len = held = req.kv.kv_allocated_len
-        if req.kv_committed_len > held:  # it was saturated
-            req.kv_committed_len = held
 
 
 _PATH = "sglang.srt.managers.schedule_batch."
@@ -132,20 +108,20 @@ SEAMS = (
         _PATH + "Req.set_finish_with_abort",
         HookType.AROUND,
         set_finish_with_abort,
-        ("self", "error_msg"),
+        ("self", "error_msg", "status_code", "err_type"),
         "keeps the reason for which a request was refused",
         "SGLang stops checking a request that it has refused",
     ),
     Seam(
-        _PATH + "Req.effective_kv_committed_len",
-        HookType.AROUND,
-        effective_kv_committed_len,
+        _PATH + "Req.reset_for_retract",
+        HookType.AFTER,
+        reset_for_retract,
         ("self",),
-        "keeps overwritten tokens out of the radix tree",
+        "decides what a retracted request is prefilled with",
         _UNTIL,
     ),
     Seam(
-        _PATH + "Req._refresh_fill_ids",
+        _PATH + "Req.refresh_fill_ids",
         HookType.AROUND,
         refresh_fill_ids,
         ("self",),
@@ -172,16 +148,8 @@ SEAMS = (
         _PATH + "ScheduleBatch._get_decode_retraction_order",
         HookType.AFTER,
         get_decode_retraction_order,
-        ("reqs", "server_args"),
+        ("reqs",),
         "retracts dense requests, whose memory is a guess, first",
         "SGLang asks a request how many slots it may take",
-    ),
-    Seam(
-        _PATH + "ScheduleBatch.prepare_for_decode",
-        HookType.AFTER,
-        prepare_for_decode,
-        ("self",),
-        "lets positions go on while slots do not",
-        _UNTIL,
     ),
 )

@@ -1,65 +1,164 @@
-"""`sglang.srt.managers.scheduler`: each scheduler process verifies the seams before it starts.
+"""`sglang.srt.managers.scheduler`: which requests are admitted, refused, and kept waiting.
 
-Why: the plugin is loaded anew in every process, and SGLang would go on without it. Remove when:
-SGLang stops a process whose plugin failed.
+Why: SGLang clips `max_new_tokens` to the pool, of a prompt close to the pool's size to nothing, and
+then waits for ever for memory. A bounded request may generate more than the pool holds. And a
+retracted request goes back to the queue of those that never ran. There the limits of that queue
+end it, though it had been admitted, and an abort answers without prompt length, report and the
+tokens that were not sent yet. How: admission reserves what a bounded request can come to hold; its
+clip is done again with the context length alone, and whatever can never be admitted is refused. The
+server's process has refused most of it already; only here are the tokens of a session and of images
+known. The limits of the queue see new requests alone, and an aborted request ends as a running one
+does. Remove when: SGLang asks a request how many slots it may take, and tells retracted requests
+from new ones.
 """
 
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.plugins.hook_registry import HookType
 
-from raas_patches import installation
-from raas_patches.active import config_of
-from raas_patches.backends import register_backends
 from raas_patches.seam import Seam
+from raas_sglang.life.admission import ReservingPrefillAdder
+from raas_sglang.life.reservation import is_bounded, refusal
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import AbortReq
+    from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler import Scheduler
-    from sglang.srt.server_args import ServerArgs
 
 
-def init(self: "Scheduler", server_args: "ServerArgs", *args: Any, **kwargs: Any) -> None:
-    """Before `Scheduler.__init__`: installs what the policy needs, or ends the process."""
-    config = config_of(server_args)
-    if config is not None:
-        installation.require_seams(config.traced)
-        register_backends()
+def get_prefill_adder_class(_: type, self: "Scheduler") -> type[ReservingPrefillAdder]:
+    """After `get_prefill_adder_class`: admission that reserves what bounded requests can hold."""
+    return ReservingPrefillAdder
 
 
-def get_init_info(result: dict[str, Any], self: "Scheduler") -> dict[str, Any]:
-    """After `Scheduler.get_init_info`: tells the parent, and `/server_info`, what it runs with."""
-    config = config_of(self.server_args)
-    return result if config is None else {**result, **asdict(config)}
+def init_req_max_new_tokens(
+    original: Callable[["Scheduler", "Req"], None], self: "Scheduler", req: "Req"
+) -> None:
+    """Around it: a bounded request is limited by the context length; what cannot fit is refused."""
+    params = req.sampling_params
+    asked, asked_min = params.max_new_tokens, params.min_new_tokens
+    original(self, req)
+    if req.to_finish is not None:
+        return
+    if is_bounded(req):
+        # As SGLang counts: one token of the context stays free, and one of the longest request.
+        most = self.model_config.context_len - len(req.origin_input_ids) - 2
+        if asked is not None:
+            most = min(most, asked)
+        if self.max_new_tokens_limit:
+            most = min(most, self.max_new_tokens_limit)
+        params.max_new_tokens = max(0, most)
+        params.min_new_tokens = min(asked_min, params.max_new_tokens)
+        asked = params.max_new_tokens
+    _refuse_if_too_large(self, req, 1 if asked is None else asked)
+
+
+def _refuse_if_too_large(scheduler: "Scheduler", req: "Req", new_tokens: int) -> None:
+    """Ends a request that could never be admitted, so that it does not block the queue."""
+    pool, page_size = scheduler.max_total_num_tokens, scheduler.page_size
+    problem = refusal(req.raas.options, len(req.origin_input_ids), new_tokens, page_size, pool)
+    if problem is None:
+        return
+    params = req.sampling_params
+    # What is left of the request, one token, must itself be admitted to end.
+    params.max_new_tokens, params.min_new_tokens = 1, 0
+    req.set_finish_with_abort(problem)
+
+
+def abort_request(self: "Scheduler", recv_req: "AbortReq") -> None:
+    """Before `abort_request`: ends those that wait, with all that they have."""
+    queue = self.waiting_queue
+    ended = [req for req in queue if recv_req.abort_all or req.rid.startswith(recv_req.rid)]
+    if not ended:
+        return
+    gone, reason = set(ended), recv_req.finished_reason or {}
+    self.waiting_queue = [req for req in queue if req not in gone]
+    for req in ended:
+        self._release_aborted_request(req)
+        req.finished_reason = FINISH_ABORT(
+            reason.get("message", "Abort in waiting queue"),
+            reason.get("status_code"),
+            reason.get("err_type"),
+        )
+        req.time_stats.set_completion_time()
+    self.output_streamer.stream_output(ended, any(req.return_logprob for req in ended))
+
+
+def abort_on_queued_limit(
+    original: Callable[["Scheduler", "Req"], bool], self: "Scheduler", recv_req: "Req"
+) -> bool:
+    """Around `_abort_on_queued_limit`: a retracted request neither is turned away nor counts."""
+    return False if _has_run(recv_req) else _among_new(original, self, recv_req)
+
+
+def poll_timeout_aborts(
+    original: Callable[["Scheduler"], list["AbortReq"]], self: "Scheduler"
+) -> list["AbortReq"]:
+    """Around `_poll_timeout_aborts`: a retracted request waits as long as it must."""
+    return list(_among_new(original, self))
+
+
+def _among_new(original: Callable[..., Any], scheduler: "Scheduler", *args: Any) -> Any:
+    """Calls a limit of the queue while only requests that never ran are in it."""
+    queue = scheduler.waiting_queue
+    if not any(map(_has_run, queue)):
+        return original(scheduler, *args)
+    scheduler.waiting_queue = [req for req in queue if not _has_run(req)]
+    try:
+        return original(scheduler, *args)
+    finally:
+        left = {*scheduler.waiting_queue, *filter(_has_run, queue)}
+        scheduler.waiting_queue = [req for req in queue if req in left]
+
+
+def _has_run(req: "Req") -> bool:
+    return bool(req.retraction_count)
 
 
 _PATH = "sglang.srt.managers.scheduler.Scheduler."
+_ASKS = "SGLang asks a request how many slots it may take"
+_TELLS = "SGLang tells retracted requests from new ones"
 SEAMS = (
     Seam(
-        _PATH + "__init__",
-        HookType.BEFORE,
-        init,
-        (
-            "self",
-            "server_args",
-            "port_args",
-            "gpu_id",
-            "tp_rank",
-            "moe_ep_rank",
-            "pp_rank",
-            "attn_cp_rank",
-            "moe_dp_rank",
-            "dp_rank",
-        ),
-        "verifies the seams in each scheduler process",
-        "SGLang stops a process whose plugin failed",
+        _PATH + "get_prefill_adder_class",
+        HookType.AFTER,
+        get_prefill_adder_class,
+        ("self",),
+        "reserves prompt and budget of a bounded request in full",
+        _ASKS,
     ),
     Seam(
-        _PATH + "get_init_info",
-        HookType.AFTER,
-        get_init_info,
+        _PATH + "init_req_max_new_tokens",
+        HookType.AROUND,
+        init_req_max_new_tokens,
+        ("self", "req"),
+        "lets a bounded request generate more than the pool holds",
+        _ASKS,
+    ),
+    Seam(
+        _PATH + "abort_request",
+        HookType.BEFORE,
+        abort_request,
+        ("self", "recv_req"),
+        "answers a request that is aborted while it waits as one that runs",
+        _TELLS,
+    ),
+    Seam(
+        _PATH + "_abort_on_queued_limit",
+        HookType.AROUND,
+        abort_on_queued_limit,
+        ("self", "recv_req"),
+        "keeps a retracted request in a full queue",
+        _TELLS,
+    ),
+    Seam(
+        _PATH + "_poll_timeout_aborts",
+        HookType.AROUND,
+        poll_timeout_aborts,
         ("self",),
-        "tells the parent that the policy is on",
-        "SGLang stops a process whose plugin failed",
+        "lets a retracted request wait for memory",
+        _TELLS,
     ),
 )

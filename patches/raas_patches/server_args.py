@@ -1,112 +1,116 @@
 """`sglang.srt.server_args`: our settings are arguments of the server like SGLang's own.
 
-Why: SGLang has no place where a plugin declares arguments. How: they become fields of the
-dataclass, so that whatever copies, replaces or shows its fields does so with ours, and the parser
-gets our group. Remove when: SGLang lets plugins declare server arguments.
+Why: SGLang has no place where a plugin declares arguments. How: its record of arguments becomes a
+subclass with a field for each of ours, so that whatever copies, replaces, shows or sends its fields
+does so with ours. Remove when: SGLang lets plugins declare server arguments.
 """
 
 import argparse
-import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import field, fields, make_dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import Any
 
-import torch
-from sglang.srt.plugins.hook_registry import HookType
+import msgspec
+from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.server_args import ServerArgs
 
 from raas_patches import installation
-from raas_patches.active import attach_config, config_of
+from raas_patches.active import arrive, config_of
 from raas_patches.backends import DECODE_BACKENDS
 from raas_patches.preference import require_preference
-from raas_patches.seam import Seam
 from raas_patches.support import refused_settings
 from raas_sglang.config import RaasConfig, add_flags, take_settings
 
-if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
+_SETTINGS = [item.name for item in fields(RaasConfig)]
+_Extended: Any = msgspec.defstruct(
+    "_Extended", [(name, Any, None) for name in _SETTINGS], bases=(ServerArgs,), dict=True
+)
 
-_SETTINGS = fields(RaasConfig)
+
+class RaasServerArgs(_Extended):
+    """SGLang's arguments with ours; all of ours are None where no policy is asked for.
+
+    Raises:
+        ValueError: one of ours is wrong, or was given without ``kv_policy``.
+    """
+
+    # Found and sent under SGLang's name, so that a process without the plugin reads it too.
+    __module__ = ServerArgs.__module__
+    __qualname__ = ServerArgs.__qualname__
+
+    @staticmethod
+    def add_cli_args(parser: argparse.ArgumentParser) -> None:
+        """Adds our flags to SGLang's."""
+        _Extended.add_cli_args(parser)
+        add_flags(parser)
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> "RaasServerArgs":
+        """Makes the arguments of a command line, which gets our refusals as one sentence."""
+        _or_exit(take_settings, dict(vars(args)))
+        made: RaasServerArgs = super().from_cli_args(args)
+        made._is_command_line = True
+        return made
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config_of(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets arguments with a policy bring the plugin to each process that gets them."""
+        rebuild, (cls, values, notes) = super().__reduce__()
+        if config_of(self) is not None:
+            return arrive, (values, notes)
+        return rebuild, (cls, {k: v for k, v in values.items() if k not in _SETTINGS}, notes)
+
+    def check_server_args(self) -> None:
+        """Checks the resolved arguments: the last call before processes are started."""
+        super().check_server_args()
+        if getattr(self, "_is_command_line", False):
+            _or_exit(require_support, self)
+        else:
+            require_support(self)
 
 
 def declare_settings() -> None:
-    """Makes our settings fields of `ServerArgs`; all are None where no policy is asked for."""
-    from sglang.srt.server_args import ServerArgs
+    """Lets SGLang make its arguments with ours, once its hooks are applied."""
+    from sglang.srt.entrypoints.engine import Engine
 
-    names = [item.name for item in _SETTINGS]
-    if names[0] in ServerArgs.__dataclass_fields__:
-        return
-    ours: Any = make_dataclass("KvArguments", [(name, Any, field(default=None)) for name in names])
-    ServerArgs.__dataclass_fields__.update(ours.__dataclass_fields__)
-    for name in names:
-        setattr(ServerArgs, name, None)
-    _extend_signature(ServerArgs.__init__, names)
+    for owner in (ServerArgs, Engine):
+        place = f"{owner.__module__}.{owner.__qualname__}"
+        target = place if owner is ServerArgs else f"{place}.server_args_class"
+        HookRegistry.register(target, RaasServerArgs, HookType.REPLACE)
+    register_resolution_hook("handle_attention_backend_compatibility")(choose_decode_backend)
 
 
-def _extend_signature(init: Any, names: list[str]) -> None:
-    """Callers that drop what a signature does not name must not drop ours."""
-    signature = inspect.signature(init)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    more = [inspect.Parameter(name, kind, default=None) for name in names]
-    init.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])
+def choose_decode_backend(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Puts decode on our backend where the user left it open; prefill stays SGLang's choice."""
+    chosen = resolving_view(server_args)
+    if (
+        config_of(server_args) is not None
+        and chosen.device == "cuda"
+        and chosen.decode_attention_backend is None
+    ):
+        declare_resolution(
+            server_args, "--kv-policy", decode_attention_backend=DECODE_BACKENDS["cuda"]
+        )
+    previous(server_args)
 
 
-def add_cli_args(_: None, parser: argparse.ArgumentParser) -> None:
-    """After `ServerArgs.add_cli_args`: our flags beside SGLang's."""
-    add_flags(parser)
-
-
-def from_cli_args(
-    original: Callable[..., "ServerArgs"], cls: type, args: argparse.Namespace
-) -> "ServerArgs":
-    """Around `ServerArgs.from_cli_args`: our refusals are one sentence, SGLang's stay its own."""
-    _or_exit(take_settings, dict(vars(args)))
-    server_args = original(cls, args)
-    _or_exit(require_support, server_args)
-    return server_args
-
-
-def _or_exit(check: Callable[[Any], Any], value: Any) -> None:
-    try:
-        check(value)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-
-
-def init(original: Callable[..., None], self: "ServerArgs", *args: Any, **kwargs: Any) -> None:
-    """Around `ServerArgs.__init__`: the same settings as keyword arguments."""
-    given = {item.name: kwargs.get(item.name) for item in _SETTINGS}
-    config = take_settings(kwargs)
-    _choose_decode_backend(kwargs, config)
-    original(self, *args, **kwargs)
-    if config is None:
-        return
-    attach_config(self, config)
-    # As given, since what follows from them may follow otherwise once one of them is replaced.
-    for item in _SETTINGS:
-        value = item.default if given[item.name] is None else given[item.name]
-        object.__setattr__(self, item.name, value)
-
-
-def check_server_args(_: None, self: "ServerArgs") -> None:
-    """After `ServerArgs.check_server_args`: the last call before processes are started."""
-    require_support(self)
-
-
-def require_support(server_args: "ServerArgs") -> None:
+def require_support(server_args: ServerArgs) -> None:
     """Checks that RaaS can run, if it was asked for, and installs what the parent needs.
 
+    Args:
+        server_args: SGLang's arguments, resolved.
+
     Raises:
-        ValueError: a setting excludes RaaS or was changed past it, or a preferred policy or budget
-            cannot be had.
+        ValueError: a setting excludes RaaS, or a preferred policy or budget cannot be had.
         RuntimeError: SGLang's code is not what RaaS was tested with.
     """
     config = config_of(server_args)
-    if config != take_settings({item.name: getattr(server_args, item.name) for item in _SETTINGS}):
-        raise ValueError(
-            "kv_policy and what goes with it must be given when ServerArgs is made, got it changed "
-            "afterwards; use dataclasses.replace(server_args, kv_policy=...)"
-        )
     require_preference(server_args)
     if config is None:
         return
@@ -116,27 +120,11 @@ def require_support(server_args: "ServerArgs") -> None:
     installation.require_seams(config.traced)
 
 
-def _choose_decode_backend(values: dict[str, Any], config: RaasConfig | None) -> None:
-    """Puts decode on our backend where the user left it open; prefill stays SGLang's choice."""
-    if config is None or values.get("device") == "cpu" or not torch.cuda.is_available():
-        return
-    if values.get("decode_attention_backend") is None:
-        values["decode_attention_backend"] = DECODE_BACKENDS["cuda"]
+def _or_exit(check: Callable[[Any], Any], value: Any) -> None:
+    try:
+        check(value)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
 
 
-_WHY = "flags and keyword arguments of the server"
-_UNTIL = "SGLang lets plugins declare server arguments"
-_PATH = "sglang.srt.server_args.ServerArgs."
-SEAMS = (
-    Seam(_PATH + "add_cli_args", HookType.AFTER, add_cli_args, ("parser",), _WHY, _UNTIL),
-    Seam(_PATH + "from_cli_args", HookType.AROUND, from_cli_args, ("args",), _WHY, _UNTIL),
-    Seam(_PATH + "__init__", HookType.AROUND, init, None, _WHY, _UNTIL),
-    Seam(
-        _PATH + "check_server_args",
-        HookType.AFTER,
-        check_server_args,
-        ("self",),
-        "refuses settings that exclude RaaS",
-        "SGLang lets plugins check server arguments",
-    ),
-)
+SEAMS = ()

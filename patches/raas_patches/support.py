@@ -1,8 +1,9 @@
 """Settings of SGLang that RaaS does not work with, each refused by name."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sglang.srt.arg_groups.overrides import attention_backends_of, resolving_view
 from sglang.srt.environ import EnvBool, envs
 
 from raas_patches.backends import DECODE_BACKENDS
@@ -16,37 +17,37 @@ class Refusal(NamedTuple):
 
     Attributes:
         flag: What the user set.
-        applies: Whether it is set.
+        applies: Whether it is set, in a view of the resolved arguments.
         advice: What to do.
     """
 
     flag: str
-    applies: Callable[["ServerArgs"], bool]
+    applies: Callable[[Any], bool]
     advice: str
 
 
-def _is_set(name: str) -> Callable[["ServerArgs"], bool]:
-    return lambda server_args: bool(getattr(server_args, name))
+def _is_set(name: str) -> Callable[[Any], bool]:
+    return lambda chosen: bool(getattr(chosen, name))
 
 
-def _is_on(variable: EnvBool) -> Callable[["ServerArgs"], bool]:
+def _is_on(variable: EnvBool) -> Callable[[Any], bool]:
     return lambda _: bool(variable.get())
 
 
-def _above_one(name: str) -> Callable[["ServerArgs"], bool]:
-    return lambda server_args: int(getattr(server_args, name)) > 1
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda chosen: int(getattr(chosen, name)) > 1
 
 
 REFUSALS = (
     Refusal("--speculative-algorithm", _is_set("speculative_algorithm"), "remove it"),
     Refusal(
         "--disaggregation-mode",
-        lambda server_args: server_args.disaggregation_mode != "null",
+        lambda chosen: chosen.disaggregation_mode != "null",
         "use --disaggregation-mode null",
     ),
     Refusal(
         "--kv-cache-dtype",
-        lambda server_args: server_args.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
+        lambda chosen: chosen.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
         "use --kv-cache-dtype auto: quantised pages are stored differently",
     ),
     Refusal("--enable-page-major-kv-layout", _is_set("enable_page_major_kv_layout"), "remove it"),
@@ -60,15 +61,43 @@ REFUSALS = (
     Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),
     Refusal("--strip-thinking-cache", _is_set("strip_thinking_cache"), "remove it"),
     Refusal("--enable-hierarchical-cache", _is_set("enable_hierarchical_cache"), "remove it"),
+    Refusal("--enable-kv-cache-sharding", _is_set("enable_kv_cache_sharding"), "remove it"),
+    Refusal(
+        "--enable-unified-cache-external-linker",
+        _is_set("enable_unified_cache_external_linker"),
+        "remove it",
+    ),
     Refusal("--enable-hisparse", _is_set("enable_hisparse"), "remove it"),
     Refusal("--enable-lmcache", _is_set("enable_lmcache"), "remove it"),
     Refusal("--enable-flexkv", _is_set("enable_flexkv"), "remove it"),
     Refusal("--radix-cache-backend", _is_set("radix_cache_backend"), "remove it"),
     Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
     Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),
-    Refusal("--enable-dp-attention", _is_set("enable_dp_attention"), "use --dp-size alone"),
+    Refusal("--attn-dp-size", _above_one("attn_dp_size"), "use --dp-size alone"),
+    Refusal("--attn-cp-size", _above_one("attn_cp_size"), "use --tp-size instead"),
     Refusal("--pp-size", _above_one("pp_size"), "use --tp-size instead"),
     Refusal("--dcp-size", _above_one("dcp_size"), "use --dcp-size 1"),
+    Refusal("--enable-pd-role-switch", _is_set("enable_pd_role_switch"), "remove it"),
+    Refusal(
+        "--enable-encoder-swa-bounded-replay",
+        _is_set("enable_encoder_swa_bounded_replay"),
+        "remove it",
+    ),
+    Refusal(
+        "--enable-decoder-swa-bounded-replay",
+        _is_set("enable_decoder_swa_bounded_replay"),
+        "remove it",
+    ),
+    Refusal(
+        "--enable-nvidia-megakernel",
+        _is_set("enable_nvidia_megakernel"),
+        "remove it: it runs decode steps past the attention backend",
+    ),
+    Refusal(
+        "--enable-amd-monokernel",
+        _is_set("enable_amd_monokernel"),
+        "remove it: it runs decode steps past the attention backend",
+    ),
     Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
     Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),
     Refusal("--is-embedding", _is_set("is_embedding"), "remove --kv-policy: nothing is generated"),
@@ -85,26 +114,24 @@ REFUSALS = (
             envs.SGLANG_RUST_SERVER,
             envs.SGLANG_USE_HND_KVCACHE,
             envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING,
+            envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH,
         )
     ),
     Refusal(
         "--attention-backend",
-        lambda server_args: (
-            server_args.device == "cpu"
-            and set(server_args.get_attention_backends()) != {"torch_native"}
+        lambda chosen: (
+            chosen.device == "cpu" and set(attention_backends_of(chosen)) != {"torch_native"}
         ),
         "use --attention-backend torch_native on the CPU",
     ),
     Refusal(
         "--decode-attention-backend",
-        lambda server_args: (
-            server_args.device == "cuda" and server_args.get_attention_backends()[1] != "flashinfer"
-        ),
+        lambda chosen: chosen.device == "cuda" and attention_backends_of(chosen)[1] != "flashinfer",
         "use --decode-attention-backend flashinfer; the prefill backend is yours to choose",
     ),
     Refusal(
         "--device",
-        lambda server_args: server_args.device not in DECODE_BACKENDS,
+        lambda chosen: chosen.device not in DECODE_BACKENDS,
         "use --device cuda or --device cpu",
     ),
 )
@@ -116,8 +143,9 @@ def refused_settings(server_args: "ServerArgs") -> list[str]:
     Args:
         server_args: SGLang's resolved arguments.
     """
+    chosen = resolving_view(server_args)
     return [
         f"--kv-policy does not work together with {refusal.flag}; {refusal.advice}"
         for refusal in REFUSALS
-        if refusal.applies(server_args)
+        if refusal.applies(chosen)
     ]

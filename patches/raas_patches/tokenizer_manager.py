@@ -4,8 +4,7 @@ Why: bad parameters must be a 400 before anything else sees them, and `meta_info
 happened. Remove when: SGLang lets plugins validate requests and add to `meta_info`.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,14 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from raas_patches.active import required_config
+from raas_patches.output_streamer import REPORT_KEY
 from raas_patches.preference import with_preference
 from raas_patches.prompt_length import fit_prompt
-from raas_patches.report import show_report
 from raas_patches.seam import Seam
-from raas_sglang.request import parse_options
+from raas_sglang.life.options import parse_options
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 
 
 def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int]) -> None:
@@ -38,6 +37,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
         self.context_len,
         limit if isinstance(limit, int) else None,
         len(obj.input_embeds or ()) if input_ids is None else len(input_ids),
+        params.get("beam_width"),
     )
     assert options is not None, "only without a policy, where this is not hooked"
     if options.prompt_len is not None:
@@ -90,26 +90,40 @@ def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None
         )
 
 
-async def wait_one_response(
-    original: Callable[..., AsyncIterator[dict[str, Any]]], *args: Any, **kwargs: Any
-) -> AsyncIterator[dict[str, Any]]:
-    """Around `_wait_one_response`: the latest report becomes fields of `meta_info`.
+def update_request_meta_info(
+    original: Callable[..., None],
+    self: "TokenizerManager",
+    meta_info: dict[str, Any],
+    state: "ReqState",
+    customized_info: dict[str, Any],
+    index: int,
+    finish_reason: dict[str, Any] | None,
+) -> None:
+    """Around it: the report is as of this message; the rest adds up from each to the next."""
+    rest = {key: values for key, values in customized_info.items() if key != REPORT_KEY}
+    original(self, meta_info, state, rest, index, finish_reason)
+    meta_info.update(customized_info[REPORT_KEY][index])
 
-    Raises:
-        ValueError: the scheduler refused the request. A stream would begin with a token that is no
-            part of an answer; SGLang raises this itself where there is no stream.
+
+def handle_abort_finish_reason(
+    original: Callable[..., Awaitable[dict[str, Any] | None]],
+    self: "TokenizerManager",
+    out: dict[str, Any],
+    state: "ReqState",
+    is_stream: bool,
+) -> Awaitable[dict[str, Any] | None]:
+    """Around it: a stream of which nothing was sent is refused as an answer in one piece is.
+
+    SGLang would send a token that nobody generated.
     """
-    has_begun = False
-    async with aclosing(original(*args, **kwargs)) as responses:  # type: ignore[type-var]
-        async for response in responses:
-            reason = response["meta_info"].get("finish_reason") or {}
-            if not has_begun and reason.get("status_code") == HTTPStatus.BAD_REQUEST:
-                raise ValueError(reason["message"])
-            has_begun = True
-            show_report(response["meta_info"])
-            yield response
+    meta_info = out["meta_info"]
+    is_bad = meta_info["finish_reason"].get("status_code") == HTTPStatus.BAD_REQUEST
+    is_first = _FIRST_SENT in meta_info
+    return original(self, out, state, is_stream and not (is_bad and is_first))
 
 
+# Stands in the first response of a request, and only there.
+_FIRST_SENT = "response_sent_to_client_ts"
 _PATH = "sglang.srt.managers.tokenizer_manager.TokenizerManager."
 SEAMS = (
     Seam(
@@ -121,11 +135,19 @@ SEAMS = (
         "SGLang lets plugins validate custom_params",
     ),
     Seam(
-        _PATH + "_wait_one_response",
+        _PATH + "update_request_meta_info",
         HookType.AROUND,
-        wait_one_response,
-        ("self", "obj", "request"),
+        update_request_meta_info,
+        ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
         "says in meta_info what happened to the KV cache",
         "SGLang lets plugins add scalars to meta_info",
+    ),
+    Seam(
+        _PATH + "_handle_abort_finish_reason",
+        HookType.AROUND,
+        handle_abort_finish_reason,
+        ("self", "out", "state", "is_stream"),
+        "refuses a stream that has not begun with a 400",
+        "SGLang refuses streams as it refuses other answers",
     ),
 )

@@ -8,6 +8,7 @@ plugins see the end of a step.
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.runtime_context import get_parallel
 
 from raas_patches.active import required_config
 from raas_patches.seam import Seam
@@ -26,11 +27,12 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
     """
     config = required_config(self.server_args)
     assert config.kv_trace_endpoint is not None, "hooked only where a trace was asked for"
-    replica = self.ps.dp_rank or 0
-    offset = replica * self.ps.tp_size + self.ps.tp_rank
+    ranks = get_parallel()
+    replica = ranks.dp_rank or 0
+    offset = replica * ranks.tp_size + ranks.tp_rank
     publisher = TracePublisher(endpoint_of_rank(config.kv_trace_endpoint, offset))
     buffers = self.model_runner.token_to_kv_pool.state.buffers
-    self.token_sampler = TokenSampler(buffers, config, publisher, replica, self.ps.tp_rank)
+    self.token_sampler = TokenSampler(buffers, config, publisher, replica, ranks.tp_rank)
 
 
 def endpoint_of_rank(endpoint: str, offset: int) -> str:
@@ -55,7 +57,13 @@ SEAMS = (
         _PATH + "alloc_memory_pool",
         HookType.AFTER,
         alloc_memory_pool,
-        ("self", "memory_pool_config", "req_to_token_pool", "token_to_kv_pool_allocator"),
+        (
+            "self",
+            "memory_pool_config",
+            "req_to_token_pool",
+            "token_to_kv_pool_allocator",
+            "draft_parallel_layout",
+        ),
         "opens the trace stream where one was asked for",
         _UNTIL,
     ),
@@ -71,6 +79,7 @@ SEAMS = (
             "is_verify",
             "skip_attn_backend_init",
             "capture_hidden_mode",
+            "return_kv_loc_plan",
         ),
         "samples token tables where a trace was asked for",
         _UNTIL,

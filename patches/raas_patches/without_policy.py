@@ -12,7 +12,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from raas_patches.active import config_of
 from raas_patches.seam import Seam
 from raas_sglang.exchange import CHOICE_KEY
-from raas_sglang.request import parse_options
+from raas_sglang.life.options import parse_options
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
-from sglang.srt.runtime_context import get_buffer, get_parallel
+from sglang.srt.runtime_context import get_buffer, get_exec, get_parallel
 from sglang.srt.utils import get_cuda_graph_max_batch_size
 
 from raas_kernels import DecodeBatch, RequestTables
 from raas_sglang.attention.in_place import InPlaceDecode
 from raas_sglang.attention.side_stream import SideStream
-from raas_sglang.attention.unsplit import drop_spare_blocks, rows_without_split
 
 _TILE_ROWS = 16
+_BLOCKS_PER_MULTIPROCESSOR = 2  # FlashInfer's number, of decode on tensor cores
 _WORKSPACE_MARGIN = 16 * 2**20  # bytes
 
 if TYPE_CHECKING:
@@ -37,14 +37,12 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     """
 
     def __init__(self, model_runner: "ModelRunner", **kwargs: Any) -> None:
-        if (
-            kwargs.get("skip_prefill")
-            and not model_runner.server_args.enable_deterministic_inference
-        ):
+        is_deterministic = get_exec().deterministic.enable_deterministic_inference
+        if kwargs.get("skip_prefill") and not is_deterministic:
             get_buffer("flashinfer_workspace", lambda: _decode_workspace(model_runner))
         super().__init__(model_runner, **kwargs)
         self._planned: tuple[int, int, list[int]] | None = None
-        self._rows_without_split = rows_without_split(self.pool.head_num, model_runner.device)
+        self._rows_without_split = _rows_without_split(self.pool.head_num, model_runner.device)
         self._plan_read = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.side = SideStream(model_runner.device)
         model_runner.capture_tail_hooks.append(lambda *_: self.side.join())
@@ -52,9 +50,12 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Plans a forward pass that runs without a CUDA graph."""
         self._planned = None  # it overwrites the buffers of the graphs
+        is_decode, seen = forward_batch.forward_mode.is_decode(), forward_batch
+        if is_decode:
+            seen = self.with_resident_lens(forward_batch, self.resident_lens(forward_batch))
         with self._plan():
-            super().init_forward_metadata(forward_batch)
-        if forward_batch.forward_mode.is_decode():
+            super().init_forward_metadata(seen)
+        if is_decode:
             requests = self.pool.state.rows(forward_batch.req_pool_indices)
             self.rows = self._rows(forward_batch, self.decode_wrappers[0], requests)
             self.claim_slots()
@@ -73,22 +74,21 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
             self._planned = None
             super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
             return
-        batch_size = forward_batch.batch_size
-        plan = (batch_size, self.pool.state.epoch, forward_batch.seq_lens_cpu.tolist())
+        batch_size, lens = forward_batch.batch_size, self.resident_lens(forward_batch)
+        plan = (batch_size, self.pool.state.epoch, lens.tolist())
         if plan == self._planned and not in_capture:
             return
         self._planned = plan
         # SGLang's name for what it tells FlashInfer of the plan of a graph.
         self.disable_cuda_graph_kv_split = self._is_unsplit(batch_size)
+        seen = self.with_resident_lens(forward_batch, lens)
         with self._plan():
-            super().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+            super().init_forward_metadata_out_graph(seen, in_capture=in_capture)
         fields = len(RequestTables._fields)
         tables = self._graph_tables[: fields * batch_size].view(fields, batch_size)
         requests = self.pool.state.rows(forward_batch.req_pool_indices[:batch_size], out=tables)
         if in_capture:
             wrapper = self.decode_cuda_graph_metadata[batch_size][0]
-            if self.disable_cuda_graph_kv_split:
-                drop_spare_blocks(wrapper, batch_size)
             self.rows = self._rows(forward_batch, wrapper, requests)
 
     def init_forward_metadata_in_graph(self, forward_batch: "ForwardBatch") -> None:
@@ -121,7 +121,13 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         return out
 
     def _is_unsplit(self, batch_size: int) -> bool:
-        """Whether graphs of a batch size split no row: where none would be, or none may be."""
+        """Whether graphs of a batch size split no row: where none would be, or none may be.
+
+        A plan for a graph always goes through FlashInfer's split of rows, since later plans may
+        need it: partial outputs in float32, and a merge after each layer. From so many rows on that
+        the GPU is full without it, it splits no row whatever the lengths, and all that is left of
+        it is its cost.
+        """
         enough = self.enable_deterministic or batch_size >= self._rows_without_split
         return bool(self.decode_use_tensor_cores and enough)
 
@@ -162,20 +168,29 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         )
 
 
+def _rows_without_split(kv_heads: int, device: torch.device | str) -> int:
+    """Rows of a batch from which on FlashInfer splits none, on tensor cores.
+
+    Args:
+        kv_heads: KV heads on this rank; each row has a block for each.
+        device: A GPU.
+    """
+    multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return _BLOCKS_PER_MULTIPROCESSOR * multiprocessors // kv_heads
+
+
 def _decode_workspace(model_runner: "ModelRunner") -> torch.Tensor:
     """FlashInfer's workspace, as large as decode needs it; SGLang's size is for prefill.
 
-    Split KV keeps a float32 output of 16 query rows for each query head and planned block, of which
-    there are two for each multiprocessor, or in a CUDA graph more than one for each row. FlashInfer
-    refuses to plan in less.
+    Split KV keeps a float32 output of at most 16 query rows for each query head and planned block,
+    of which there are two for each multiprocessor, or in a CUDA graph more than one for each row.
+    FlashInfer refuses to plan in less than it needs.
     """
     config, ranks = model_runner.model_config, get_parallel().attn_tp_size
     heads, kv_heads = config.get_num_attention_heads(ranks), config.get_num_kv_heads(ranks)
     properties = torch.cuda.get_device_properties(model_runner.device)
-    rows = get_cuda_graph_max_batch_size(
-        model_runner.server_args, model_runner.req_to_token_pool.size
-    )
+    rows = get_cuda_graph_max_batch_size(model_runner.req_to_token_pool.size)
     tiles = rows + -(-rows * (heads // kv_heads) // _TILE_ROWS)
-    blocks = max(2 * properties.multi_processor_count // kv_heads, tiles)
+    blocks = max(_BLOCKS_PER_MULTIPROCESSOR * properties.multi_processor_count // kv_heads, tiles)
     size = heads * blocks * _TILE_ROWS * (config.head_dim + 1) * torch.float32.itemsize
     return torch.empty(size + _WORKSPACE_MARGIN, dtype=torch.uint8, device=model_runner.device)

@@ -1,5 +1,6 @@
 """Decode attention over resident slots, whose store happens in place."""
 
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class InPlaceDecode:
-    """Mixin before one of SGLang's attention backends: decode stores through our pool.
+    """Mixin before one of SGLang's attention backends: decode stores and reads through our pool.
 
-    Kernel lengths need no work here: ``forward_batch.seq_lens`` of a decode batch are resident
-    lengths already, on the host too. With no row saturated they equal the logical ones, and so do
-    the results, bit for bit. A subclass says in ``rows`` where the slots of the batch are and calls
-    `claim_slots` once before the first layer.
+    SGLang's batch has logical lengths, from which positions follow. Attention reads the slots that
+    a row holds, so a subclass hands on what `with_resident_lens` makes of the batch, says in
+    ``rows`` where its slots are, and calls `claim_slots` once before the first layer. With no row
+    saturated both lengths are the same, and so are the results, bit for bit.
     """
 
     rows: DecodeBatch
@@ -30,6 +31,33 @@ class InPlaceDecode:
     def pool(self) -> RaasTokenToKVPool:
         """SGLang's pool, which is ours."""
         return require_pool(self.token_to_kv_pool)  # type: ignore[attr-defined]
+
+    def resident_lens(self, forward_batch: "ForwardBatch") -> torch.Tensor:
+        """Resident lengths of a decode batch, on the host, [B] of the dtype of its own there.
+
+        A batch of no request, made up to warm up or to capture a graph, keeps its own lengths.
+        """
+        seq_lens: torch.Tensor = forward_batch.seq_lens_cpu
+        if getattr(forward_batch, "rids", ()) is None:
+            return seq_lens
+        return self.pool.state.step_lens(seq_lens)
+
+    def with_resident_lens(
+        self, forward_batch: "ForwardBatch", resident_lens: torch.Tensor
+    ) -> "ForwardBatch":
+        """The batch as decode attention is to see it, without synchronisation with the device.
+
+        Args:
+            forward_batch: The decode batch, left as it is.
+            resident_lens: What `resident_lens` says of it.
+        """
+        seen = copy(forward_batch)
+        seen.seq_lens_cpu = resident_lens
+        seen.seq_lens_sum = int(resident_lens.sum())
+        seen.seq_lens = self.pool.state.resident_lens(
+            forward_batch.req_pool_indices, forward_batch.seq_lens
+        )
+        return seen
 
     def claim_slots(self) -> None:
         """Begins the decode step of ``rows``; nothing waits for it before the first store."""

@@ -1,7 +1,8 @@
 """The CPU engine's decode backend."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
 from raas_kernels import DecodeBatch
@@ -9,6 +10,7 @@ from raas_sglang.attention.in_place import InPlaceDecode
 from raas_sglang.attention.side_stream import SideStream
 
 if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -41,4 +43,11 @@ class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
             table.view(-1),
             self.pool.state.rows(requests),
         )
+        self._seen = self.with_resident_lens(forward_batch, self.resident_lens(forward_batch))
         self.claim_slots()
+
+    def _attend(
+        self, q: torch.Tensor, layer: "RadixAttention", forward_batch: "ForwardBatch", **kwargs: Any
+    ) -> torch.Tensor:
+        """SGLang's attention, which takes the lengths from the batch of each layer."""
+        return super()._attend(q, layer, self._seen, **kwargs)

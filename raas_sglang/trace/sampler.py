@@ -15,7 +15,8 @@ import torch
 
 from raas_kernels import EvictionBuffers
 from raas_sglang.config import RaasConfig
-from raas_sglang.request import RequestOptions, RequestState
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.request import RequestState
 from raas_sglang.trace.message import BIRTH_DTYPE, WEIGHT_DTYPE, TokenTrace, TraceBatch
 from raas_sglang.trace.publisher import TracePublisher
 

@@ -15,7 +15,7 @@ from client import (
     request,
     together,
 )
-from raas_sglang.request import REPORT_FIELDS
+from raas_sglang.life.request import REPORT_FIELDS
 
 LINES = 18
 RAAS = {"kv_policy": "raas", "kv_budget": 256}
@@ -206,10 +206,10 @@ def test_bad_requests_disturb_nobody(server):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_invalid_grammar_is_a_400(server, stream):
-    body = request(
-        problem(4).prompt, "raas", 16, 60, sampling_params={"regex": "(["}, stream=stream
-    )
+@pytest.mark.parametrize("samples", [1, 2])
+def test_an_invalid_grammar_is_a_400(server, stream, samples):
+    params = {"regex": "([", "n": samples}
+    body = request(problem(4).prompt, "raas", 16, 60, sampling_params=params, stream=stream)
     response = post(server, "/generate", body)
     assert response.status_code == 400, response.text
     assert "output_ids" not in response.text

@@ -17,7 +17,7 @@ def test_both_plugins_are_in_and_the_budget_holds(request, name):
     assert info["resident_tokens"] == info["prompt_tokens"] + 16
     log = both.log()
     for target in (
-        *("ServerArgs.__init__", "ServerArgs.from_cli_args", "ServerArgs.check_server_args"),
+        *("ServerArgs.add_cli_args", "ServerArgs.from_cli_args", "ServerArgs.check_server_args"),
         *("Scheduler.__init__", "Scheduler.get_init_info", "Req.__init__"),
         *("TokenizerManager._validate_one_request", "TokenizerManager._wait_one_response"),
         *("allocation.alloc_for_decode", "ScheduleBatch.prepare_for_decode"),

@@ -7,10 +7,11 @@ import pytest
 import requests
 
 from client import TIMEOUT_S, generate, post, together
-from raas_sglang.request import REPORT_FIELDS
+from local_server import REASONER
+from raas_sglang.life.request import REPORT_FIELDS
 
 TEXT, TOKENS = "solve", 60
-MODEL = {"model": "reasoner"}
+MODEL = {"model": str(REASONER)}  # `/v1/responses` serves no other name
 CHAT = {**MODEL, "messages": [{"role": "user", "content": TEXT}]}
 NATIVE = {"text": TEXT, "sampling_params": {"max_new_tokens": TOKENS, "ignore_eos": True}}
 # How each route is told what to generate.
@@ -26,9 +27,9 @@ BODIES = {
     "/v1/responses": {**MODEL, "input": TEXT, "max_output_tokens": TOKENS},
     "/v1/messages": {**CHAT, "max_tokens": TOKENS},
     "/api/generate": {**MODEL, "prompt": TEXT, "options": {"num_predict": TOKENS}},
+    "/api/chat": {**CHAT, "options": {"num_predict": TOKENS}},
 }
-# SGLang 0.5.17 answers none of its requests with Transformers 5, with or without us.
-ALL = {**BODIES, "/api/chat": {**CHAT, "options": {"num_predict": TOKENS}}}
+SCORING = ["/v1/score", "/v1/decisions", "/v1/systemone", "/v1/rerank"]
 STREAMED = [route for route in BODIES if route != "/vertex_generate"]
 PLACES = {"/generate": ("sampling_params",), "/vertex_generate": ("parameters", "sampling_params")}
 CHOICE, CHOSEN = {"kv_policy": "window", "kv_budget": 16}, ("window", 16)
@@ -36,7 +37,7 @@ CHOICE, CHOSEN = {"kv_policy": "window", "kv_budget": 16}, ("window", 16)
 
 def with_custom_params(route, custom_params, **extra):
     """The route's body with the parameters where they belong."""
-    body = json.loads(json.dumps({**ALL[route], **extra}))
+    body = json.loads(json.dumps({**BODIES[route], **extra}))
     holder = body
     for name in PLACES.get(route, ()):
         holder = holder[name]
@@ -44,10 +45,10 @@ def with_custom_params(route, custom_params, **extra):
     return body
 
 
-def reports(answer: dict | list) -> list[dict]:
+def reports(answer: dict) -> list[dict]:
     """The report of each choice, wherever the route has it."""
-    if isinstance(answer, list):
-        return [item["meta_info"] for item in answer]
+    if "predictions" in answer:
+        return [item["meta_info"] for item in answer["predictions"]]
     if "meta_info" in answer:
         return [answer["meta_info"]]
     found = answer["metadata"]["kv"]
@@ -92,7 +93,8 @@ def test_silence_is_answered_by_the_servers_policy(server, route):
 def test_a_streamed_answer_reports_when_it_ends(server, route):
     objects = streamed(server, route, with_custom_params(route, CHOICE))
     if route == "/v1/responses":
-        objects = [o["response"] for o in objects if o["type"] == "response.completed"]
+        ends = ("response.completed", "response.incomplete")
+        objects = [o["response"] for o in objects if o["type"] in ends]
     found = [o for o in objects if "meta_info" in o or o.get("metadata")]
     assert_chosen(reports(found[-1]))
     if route != "/generate":
@@ -131,7 +133,7 @@ def test_a_response_in_the_background_is_chosen_and_reported(server):
     assert_chosen(reports(made))
 
 
-@pytest.mark.parametrize("route", ALL)
+@pytest.mark.parametrize("route", BODIES)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bad_choice_is_a_400(server, route, stream):
     body = with_custom_params(route, {"kv_budget": 17}, stream=stream)
@@ -164,7 +166,7 @@ ELSEWHERE = [
 @pytest.mark.parametrize(("route", "place"), ELSEWHERE)
 def test_a_choice_in_a_wrong_place_is_a_400_that_names_the_right_one(server, route, place):
     *holders, name = place.split(".")
-    body = json.loads(json.dumps(ALL[route]))
+    body = json.loads(json.dumps(BODIES[route]))
     holder = body
     for key in holders:
         holder = holder.setdefault(key, {})
@@ -174,6 +176,33 @@ def test_a_choice_in_a_wrong_place_is_a_400_that_names_the_right_one(server, rou
     right = ".".join((*PLACES.get(route, ()), "custom_params"))
     words = f"kv_policy and kv_budget must stand in {right} of the body, got {place} = "
     assert words in answer.text
+
+
+@pytest.mark.parametrize("route", SCORING)
+def test_a_choice_on_a_route_that_scores_is_a_400(server, route):
+    answer = post(server, route, {**MODEL, "custom_params": CHOICE})
+    assert answer.status_code == 400, answer.text
+    assert "must be sent to a route that takes them" in answer.text
+
+
+def test_a_choice_beside_an_audio_file_is_a_400(server):
+    url = server.url + "/v1/audio/transcriptions"
+    files = {"file": ("a.wav", b"RIFF")}
+    answer = requests.post(url, files=files, data={"kv_policy": "window"}, timeout=TIMEOUT_S)
+    assert answer.status_code == 400, answer.text
+    assert "must be sent to a route that takes them, got kv_policy" in answer.text
+
+
+@pytest.mark.parametrize("route", PLACES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_beam_search_is_a_400_under_every_policy(server, route, stream):
+    for custom in (CHOICE, {"kv_policy": "dense"}, None):
+        body = with_custom_params(route, custom, stream=stream)
+        params = body if route == "/generate" else body["parameters"]
+        params["sampling_params"] |= {"beam_width": 2, "n": 2}
+        answer = post(server, route, body)
+        assert answer.status_code == 400, answer.text
+        assert "beam_width must be 1" in answer.text
 
 
 def test_parameters_of_others_are_left_where_they_are(server):

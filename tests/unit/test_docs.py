@@ -14,8 +14,9 @@ from sglang.srt.server_args import ServerArgs
 from raas_patches.support import REFUSALS
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.config import POLICY_NAMES, RaasConfig, add_flags
+from raas_sglang.life.options import parse_options
+from raas_sglang.life.request import REPORT_FIELDS
 from raas_sglang.metrics import METRIC_NAMES
-from raas_sglang.request import REPORT_FIELDS, parse_options
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from raas_sglang.exchange import Exchange, Route, read_choice, read_limit
-from raas_sglang.request import REPORT_FIELDS
+from raas_sglang.life.request import REPORT_FIELDS
 
 REPORT = dict(zip(REPORT_FIELDS, ("raas", 64, 170, 164, 6), strict=True))
 META = {**REPORT, "finish_reason": {"type": "length"}, "prompt_tokens": 100}
@@ -48,6 +48,12 @@ def test_whatever_would_be_dropped_is_refused(body):
 )
 def test_what_is_not_for_us_passes(body):
     assert read_choice(body, NATIVE) is None
+
+
+def test_a_choice_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match=r"a route that takes them, got custom_params = "):
+        read_choice({"custom_params": CHOICE}, Route(where=None))
+    assert read_choice({"custom_params": {"of": "others"}}, Route(where=None)) is None
 
 
 def test_the_limit_is_found_where_the_route_has_it():

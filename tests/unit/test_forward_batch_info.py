@@ -1,4 +1,4 @@
-"""Positions and lengths of a batch: logical where the text counts, resident where slots do."""
+"""Positions of a request that goes on: where its tokens stand in the text."""
 
 from types import SimpleNamespace
 
@@ -7,20 +7,19 @@ import torch
 from raas_kernels import Policy
 from raas_patches.forward_batch_info import init_new
 from raas_patches.model_runner import sample
-from raas_sglang.config import RaasConfig
-from raas_sglang.request import RequestOptions, RequestState
-from raas_sglang.state import EvictionState, StateShape
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.request import RequestState
 
 
 def request(prompt_len, skipped):
     state = RequestState(RequestOptions(Policy.RAAS, 16, evicts=True), prompt_len)
-    state.skip(skipped + 16 if skipped else 0)
+    state.retract(prompt_len + skipped + 16 if skipped else prompt_len)
     return SimpleNamespace(raas=state)
 
 
 def made_by_sglang(mode, **fields):
     """Stands for `ForwardBatch.init_new`: returns what it would have made."""
-    modes = {"is_extend": lambda: mode == "extend", "is_decode": lambda: mode == "decode"}
+    modes = {"is_extend": lambda: mode == "extend"}
     batch = SimpleNamespace(forward_mode=SimpleNamespace(**modes), mrope_positions=None, **fields)
     return lambda *_: batch
 
@@ -60,18 +59,3 @@ def test_multimodal_positions_move_alike():
 
 def test_uninterrupted_requests_are_left_alone():
     assert positions_after([request(3, 0)], [2], [4, 5]).positions.tolist() == [4, 5]
-
-
-def test_decode_reads_resident_slots_at_logical_positions():
-    config = RaasConfig(kv_policy="raas", kv_budget=16)
-    state = EvictionState(config, StateShape(1, 1, 1, 8, torch.float32), 4, "cpu")
-    state.admit([2, 3], [request(3, 10).raas, request(5, 0).raas])
-    rows, lens = torch.tensor([2, 3]), torch.tensor([30, 9])
-    original = made_by_sglang(
-        "decode", positions=lens - 1, req_pool_indices=rows, seq_lens=lens, seq_lens_cpu=lens
-    )
-    runner = SimpleNamespace(token_to_kv_pool=SimpleNamespace(state=state))
-    got = init_new(original, object, SimpleNamespace(req_pool_indices_cpu=rows), runner)
-    assert got.positions.tolist() == [29, 8]
-    assert got.seq_lens.tolist() == got.seq_lens_cpu.tolist() == [19, 9]
-    assert got.seq_lens_sum == 28

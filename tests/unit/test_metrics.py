@@ -4,8 +4,9 @@ import prometheus_client
 import pytest
 
 from raas_kernels import Policy
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.request import RequestState
 from raas_sglang.metrics import METRIC_NAMES, EvictionMetrics, log_part, usage_of
-from raas_sglang.request import RequestOptions, RequestState
 
 LABELS = {"model_name": "m", "tp_rank": "0"}
 
@@ -14,7 +15,9 @@ def state(policy, prompt, generated, budget=64):
     evicts = policy is not Policy.DENSE
     resident = prompt + (min(generated, budget) if evicts else generated)
     options = RequestOptions(policy, budget, evicts)
-    return RequestState(options, prompt, prompt + generated, resident)
+    state = RequestState(options, prompt)
+    state.logical_len, state.resident_len = prompt + generated, resident
+    return state
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_an_interruption_counts_nothing_twice(registry):
     metrics = EvictionMetrics(LABELS, list)
     request = state(Policy.RAAS, 10, 100)
     metrics.count([request])
-    request.skip(100)
+    request.retract(110)
     for resident_len in (5, 74):
         request.prefilled(resident_len)
         metrics.count([request])

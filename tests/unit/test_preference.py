@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import raas_patches.preference
 from raas_patches.active import attach_config
 from raas_patches.preference import require_preference, with_preference
 from raas_sglang.config import RaasConfig
@@ -32,11 +33,14 @@ def test_without_a_preference_nothing_changes():
     assert with_preference(asked, {"custom_params": {"of_others": 1}}) is asked
 
 
+@pytest.fixture(autouse=True)
+def model(monkeypatch):
+    config = SimpleNamespace(context_len=4096)
+    monkeypatch.setattr(raas_patches.preference, "model_config_of", lambda _: config)
+
+
 def arguments(preferred, config):
-    made = SimpleNamespace(
-        preferred_sampling_params=preferred,
-        get_model_config=lambda: SimpleNamespace(context_len=4096),
-    )
+    made = SimpleNamespace(preferred_sampling_params=preferred)
     if config is not None:
         attach_config(made, config)
     return made
@@ -61,6 +65,7 @@ def test_a_preference_that_can_be_served_starts(preferred):
         ({"custom_params": {"kv_policy": "lru"}}, "kv_policy must be one of"),
         ({"custom_params": "raas"}, "custom_params must be an object"),
         ({"no_such_parameter": 1}, "no_such_parameter"),
+        ({"beam_width": 2}, "beam_width must be 1"),
         ([1], "list"),
         ("{", "property name"),
     ],

@@ -4,8 +4,9 @@ import pytest
 
 from raas_kernels import Policy
 from raas_sglang.config import RaasConfig
+from raas_sglang.life.options import RequestOptions, parse_options
+from raas_sglang.life.request import REPORT_FIELDS, RequestState
 from raas_sglang.policies import POLICIES
-from raas_sglang.request import REPORT_FIELDS, RequestOptions, RequestState, parse_options
 
 CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=512)
 CONTEXT = 4096
@@ -88,37 +89,88 @@ def test_without_the_plugin_asking_is_refused_and_silence_is_not():
         parse({"kv_policy": "raas"}, config=None)
 
 
+def test_a_beam_search_is_refused_whatever_its_policy():
+    for policy in ("raas", "dense"):
+        with pytest.raises(ValueError, match=r"beam_width must be 1 .* got 2; leave it out"):
+            parse_options({"kv_policy": policy}, CONFIG, CONTEXT, 100, beam_width=2)
+    assert parse_options(None, CONFIG, CONTEXT, 100, beam_width=1)
+
+
+def request(policy=Policy.RAAS, evicts=True, input_len=100, **options):
+    return RequestState(RequestOptions(policy, 64, evicts, **options), input_len)
+
+
 def test_lengths_of_a_request_that_overwrites():
-    state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=True), prompt_len=100)
-    state.prefilled(163)
-    assert (state.is_saturated, state.has_overwritten) == (False, False)
-    state.prefilled(164)  # the budget is full, nothing is lost yet
+    state = request()
+    state.prefilled(100)
+    for _ in range(64):
+        assert not state.is_saturated
+        state.step()
+    assert (state.logical_len, state.resident_len) == (164, 164)
+    # The budget is full, nothing is lost yet.
     assert (state.is_saturated, state.has_overwritten) == (True, False)
-    state.logical_len, state.resident_len = 170, 164
+    for _ in range(6):
+        state.step()
     assert (state.is_saturated, state.has_overwritten) == (True, True)
     assert dict(zip(REPORT_FIELDS, ("raas", 64, 170, 164, 6), strict=True)) == state.report()
 
 
-def test_lengths_of_a_request_that_was_interrupted():
-    state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=True), prompt_len=100)
-    assert state.skip(64) == 0
-    assert state.skip(70) == 6
+def test_lengths_of_a_request_that_was_retracted():
+    state = request()
+    state.retract(164)
+    assert state.skipped_len == 0
+    state.retract(170)
+    assert state.skipped_len == 6
+    assert state.kept(list(range(170))) == [*range(100), *range(106, 170)]
     state.prefilled(100)  # the first chunk ends with the prompt
-    assert (state.logical_len, state.has_overwritten) == (100, False)
+    assert (state.logical_len, state.has_overwritten, state.is_resuming) == (100, False, False)
     state.prefilled(101)  # the second begins with the seventh generated token
-    assert (state.logical_len, state.has_overwritten) == (107, True)
+    assert (state.logical_len, state.has_overwritten, state.is_resuming) == (107, True, True)
     state.prefilled(164)
     assert (state.logical_len, state.is_saturated, state.generated_len) == (170, True, 70)
+    state.resume()
+    state.step()
+    assert (state.logical_len, state.resident_len, state.is_resuming) == (171, 164, False)
 
 
 def test_a_request_that_keeps_everything_is_prefilled_whole():
-    state = RequestState(RequestOptions(Policy.RAAS, 64, evicts=False), prompt_len=100)
-    assert state.skip(60) == 0
-    assert state.is_bounded
+    state = request(evicts=False)
+    state.retract(160)
+    assert (state.skipped_len, state.is_bounded) == (0, True)
+
+
+def test_what_was_generated_before_is_left_out_at_once_and_not_counted():
+    state = request(input_len=200, prompt_len=100)
+    assert (state.prompt_len, state.skipped_len, state.counted_len) == (100, 36, 36)
+    state.arrive(1)  # refused: one token is left of it
+    assert (state.prompt_len, state.skipped_len, state.counted_len) == (1, 0, 0)
 
 
 def test_a_dense_request_is_never_saturated():
-    state = RequestState(RequestOptions(Policy.DENSE, 64, evicts=False), 10, 5000, 5000)
-    assert not state.is_saturated
-    assert not state.is_bounded
+    state = request(Policy.DENSE, evicts=False)
+    state.prefilled(5000)
+    state.step()
+    assert (state.is_saturated, state.is_bounded, state.resident_len) == (False, False, 5001)
     assert state.report()["kv_budget"] is None
+
+
+def test_nothing_that_is_overwritten_is_shared():
+    state = request()
+    state.prefilled(120)
+    assert state.matchable_len(119) == 100
+    # It is prefilled with generated tokens, which the next steps will overwrite.
+    assert state.shareable_len(120, finished=False) == 100
+    assert state.shareable_len(80, finished=False) == 80
+    assert state.shareable_len(120, finished=True) == 120
+    for _ in range(44):
+        state.step()
+    # It ends with L + 1 tokens, of which the last was not computed.
+    assert state.shareable_len(164, finished=True) == 164
+    state.step()  # one in flight
+    assert state.shareable_len(164, finished=True) == 100
+
+
+def test_a_dense_request_shares_all():
+    state = request(Policy.DENSE, evicts=False)
+    state.prefilled(200)
+    assert (state.matchable_len(199), state.shareable_len(200, finished=False)) == (199, 200)

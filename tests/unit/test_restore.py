@@ -5,7 +5,7 @@ import torch
 
 from raas_kernels import EvictionBuffers, Policy
 from raas_kernels.layout import LONG_PERIOD
-from raas_sglang.restore import budget_layout, next_victims, restore_state
+from raas_sglang.life.restore import budget_layout, next_victims, restore_state
 
 EVICTING = [policy for policy in Policy if policy is not Policy.DENSE]
 

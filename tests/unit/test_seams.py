@@ -65,8 +65,8 @@ def test_the_trace_is_hooked_only_where_it_was_asked_for(monkeypatch):
 
 
 def test_another_version_refuses_the_policy(monkeypatch):
-    monkeypatch.setattr(raas_patches.seam.sglang, "__version__", "0.5.18")
-    with pytest.raises(RuntimeError, match=r"must run on sglang==0.5.17.*got 0.5.18"):
+    monkeypatch.setattr(raas_patches.seam.sglang, "__version__", "0.5.24")
+    with pytest.raises(RuntimeError, match=r"must run on sglang==0.5.23.*got 0.5.24"):
         installation.require_seams()
 
 

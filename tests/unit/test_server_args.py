@@ -42,8 +42,8 @@ def made(pickled):
 @pytest.mark.parametrize(
     "way",
     [
-        *("made", "command line", "copy", "deepcopy", "pickle", "replace"),
-        *("fields of the class", "fields of the object", "signature", "asdict"),
+        *("made", "made by the engine", "command line", "copy", "deepcopy", "pickle", "resolved"),
+        *("replace", "fields", "signature", "asdict"),
     ],
 )
 def test_it_runs_as_asked(made, way):
@@ -57,22 +57,24 @@ def test_replace_replaces(made):
     assert made["replace by a larger"]["runs"] == ["window", 2048]
 
 
-def test_off_is_shown_as_off(made):
-    assert (made["off"]["runs"], made["off"]["shown"]) == (None, [None, None])
+@pytest.mark.parametrize("way", ["off", "off, sent"])
+def test_off_is_shown_as_off(made, way):
+    assert (made[way]["runs"], made[way]["shown"]) == (None, [None, None])
 
 
 def test_what_cannot_run_as_asked_is_refused(made):
     assert made["before"].startswith("TypeError: "), "SGLang's own, before its plugins are loaded"
     assert "must be given together with --kv-policy" in made["turn off"]
-    assert "use dataclasses.replace(server_args, kv_policy=...)" in made["override"]
+    assert "--kv-budget must be a multiple of 16 tokens, got 65" in made["wrong"]
+    assert "unknown config field 'kv_budget'" in made["override"]
     assert "AttributeError: server_args.kv_policy assigned after resolution" in made["assign"]
 
 
 ARRIVAL = """
-import dataclasses, pickle, sys
+import msgspec, pickle, sys
 from raas_patches.active import config_of
 made = pickle.load(open(sys.argv[1], "rb"))
-print(config_of(dataclasses.replace(made, port=1234)).kv_policy)
+print(config_of(msgspec.structs.replace(made, port=1234)).kv_policy)
 """
 
 

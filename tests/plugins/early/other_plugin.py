@@ -11,7 +11,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 HOOKED = {
-    "sglang.srt.server_args.ServerArgs.__init__": HookType.AROUND,
+    "sglang.srt.server_args.ServerArgs.add_cli_args": HookType.AROUND,
     "sglang.srt.server_args.ServerArgs.from_cli_args": HookType.AROUND,
     "sglang.srt.server_args.ServerArgs.check_server_args": HookType.AFTER,
     "sglang.srt.managers.scheduler.Scheduler.__init__": HookType.BEFORE,

@@ -7,9 +7,7 @@ for lack of memory: what is reserved for such requests, with what they hold, nev
 
 from typing import TYPE_CHECKING
 
-from sglang.srt.utils.common import ceil_align
-
-from raas_sglang.request import RequestOptions
+from raas_sglang.life.options import RequestOptions
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -47,6 +45,11 @@ def refusal(
     )
 
 
+def ceil_align(tokens: int, page_size: int) -> int:
+    """Tokens in whole pages."""
+    return -(-tokens // page_size) * page_size
+
+
 def usable(page_size: int, pool: int) -> int:
     """Tokens of a pool, in whole pages, that one request can be given.
 
@@ -77,18 +80,18 @@ def slots_to_admit(req: "Req", page_size: int) -> int:
 
     One page more than it can hold, because SGLang's allocator asks for one more than it takes.
     """
-    return most_slots(req, page_size) - len(req.prefix_indices) + page_size
+    return int(most_slots(req, page_size) - req.prefix_len + page_size)
 
 
 def slots_to_grow(req: "Req", page_size: int) -> int:
     """Slots that a running bounded request may still take; 0 once it has finished."""
-    if req.kv is None:
+    if not req.kv.holds_kv:
         return 0
     return most_slots(req, page_size) - int(ceil_align(req.kv.kv_allocated_len, page_size))
 
 
 def slots_held(req: "Req", page_size: int) -> int:
     """Slots that only this request holds, so that interrupting it gives them back."""
-    if req.kv is None:
+    if not req.kv.holds_kv:
         return 0
-    return int(ceil_align(req.kv.kv_allocated_len, page_size) - req.cache_protected_len)
+    return int(ceil_align(req.kv.kv_allocated_len, page_size) - req.kv.cache_protected_len)

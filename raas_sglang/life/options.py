@@ -1,4 +1,9 @@
-"""What one request asked for, and how far it has come."""
+"""What one request asks for: a policy, a budget, and where its prompt ends.
+
+Two processes read it, since nothing but the request's own parameters travels between them: the one
+that tokenizes, so that a bad choice is a 400 before anything else sees it, and the scheduler's.
+Both call `parse_options`, with the same arguments.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +15,6 @@ from raas_sglang.policies import POLICIES
 POLICY_KEY, BUDGET_KEY, PROMPT_KEY = "kv_policy", "kv_budget", "kv_prompt_len"
 _KEYS = {POLICY_KEY, BUDGET_KEY, PROMPT_KEY}
 _RESERVED_PREFIX = "kv_"
-REPORT_FIELDS = ("kv_policy", "kv_budget", "logical_tokens", "resident_tokens", "evicted_tokens")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def parse_options(
     context_len: int,
     max_new_tokens: int | None,
     input_len: int | None = None,
+    beam_width: int | None = None,
 ) -> RequestOptions | None:
     """Reads ``sampling_params.custom_params`` of a request.
 
@@ -63,6 +68,7 @@ def parse_options(
         context_len: The model's context length in tokens.
         max_new_tokens: As the client sent it; None for no limit.
         input_len: Tokens of its input; None where they are not known yet.
+        beam_width: As the client sent it; above 1 asks for a beam search.
 
     Returns:
         The options, or None if the plugin is off and the request asks for nothing.
@@ -73,6 +79,11 @@ def parse_options(
     if config is None:
         _refuse_without_config(custom_params)
         return None
+    if (beam_width or 1) > 1:
+        raise ValueError(
+            f"beam_width must be 1 on a server started with --kv-policy, got {beam_width}; leave "
+            "it out, since the beams of a request have no budgets of their own"
+        )
     asked = _asked(custom_params)
     policy = asked.get(POLICY_KEY, config.kv_policy)
     if not isinstance(policy, str) or policy not in POLICY_NAMES:
@@ -150,95 +161,3 @@ def _check_request_budget(budget: Any, config: RaasConfig, context_len: int, lim
             f"kv_budget must be at most --kv-max-budget ({config.max_budget} tokens), "
             f"got {budget}; ask for less, or restart the server with --kv-max-budget {budget}"
         )
-
-
-@dataclass
-class RequestState:
-    """How far a running request has come; owned by SGLang's `Req` as ``req.raas``.
-
-    Attributes:
-        options: What it asked for.
-        prompt_len: P, tokens before the first generated one; does not move when the request is
-            interrupted and its output is prefilled again.
-        logical_len: Tokens of the text whose keys and values were computed, steps in flight
-            included.
-        resident_len: Slots that the request holds, shared prompt included.
-        skipped_len: Generated tokens that were left out when it was prefilled again.
-        counted_len: Evicted tokens that the metrics have counted.
-    """
-
-    options: RequestOptions
-    prompt_len: int
-    logical_len: int = 0
-    resident_len: int = 0
-    skipped_len: int = 0
-    counted_len: int = 0
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether it can never hold more than P + L slots, as of its options."""
-        return self.options.is_bounded
-
-    @property
-    def capacity(self) -> int:
-        """P + L: slots that an evicting request can hold."""
-        return self.prompt_len + self.options.budget
-
-    @property
-    def is_saturated(self) -> bool:
-        """Whether its next token overwrites an old one."""
-        return self.options.evicts and self.logical_len >= self.capacity
-
-    @property
-    def has_overwritten(self) -> bool:
-        """Whether its slots no longer hold its text from the start on.
-
-        So it is once a step, finished or in flight, has overwritten a generated token, or once
-        tokens were left out when the request was prefilled again.
-        """
-        return self.options.evicts and self.logical_len > self.resident_len
-
-    @property
-    def generated_len(self) -> int:
-        """Generated tokens whose keys and values were computed."""
-        return max(0, self.logical_len - self.prompt_len)
-
-    @property
-    def must_resume(self) -> bool:
-        """Whether tokens that were prefilled now were generated before an interruption."""
-        return self.options.evicts and self.generated_len > 0
-
-    @property
-    def evicted_len(self) -> int:
-        """Generated tokens that were given up: slots that a dense request would hold besides."""
-        return self.logical_len - self.resident_len
-
-    def skip(self, generated: int) -> int:
-        """Leaves out what a request that is prefilled again would give up at once.
-
-        Args:
-            generated: Tokens that it has generated.
-
-        Returns:
-            How many of them, from the first on, are not prefilled again.
-        """
-        self.skipped_len = max(0, generated - self.options.budget) if self.options.evicts else 0
-        return self.skipped_len
-
-    def prefilled(self, resident_len: int) -> None:
-        """Notes that the slots up to ``resident_len`` hold their tokens."""
-        self.resident_len = resident_len
-        skipped = self.skipped_len if resident_len > self.prompt_len else 0
-        self.logical_len = resident_len + skipped
-
-    def report(self) -> dict[str, Any]:
-        """What the response says in ``meta_info``."""
-        policy = self.options.policy
-        values = (
-            policy.label,
-            None if policy is Policy.DENSE else self.options.budget,
-            self.logical_len,
-            self.resident_len,
-            self.evicted_len,
-        )
-        return dict(zip(REPORT_FIELDS, values, strict=True))

@@ -1,0 +1,46 @@
+"""`sglang.srt.mem_cache.unified_radix_cache`: what the radix tree takes of a request.
+
+Why: the tree keeps what a request computed, so that others may share it. What a request overwrites
+in place must stay its own. How: SGLang says how far the tree may take, and frees the rest itself;
+of a request that overwrites that is the prompt. Remove when: SGLang asks a request how much of it
+the tree may take.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from raas_patches.seam import Seam
+from raas_sglang.pool import pool_of
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+
+def checkpoint(
+    original: Callable[..., None],
+    self: "UnifiedRadixCache",
+    req: "Req",
+    *,
+    up_to: int,
+    **kwargs: Any,
+) -> None:
+    """Around it: `tree_purity`, and plans made with the old slots no longer hold."""
+    # The tree may exchange slots of the prompt for its own.
+    pool_of(self.token_to_kv_pool_allocator).state.slots_changed()
+    shared = req.raas.shareable_len(up_to, req.finished())
+    original(self, req, up_to=shared, **kwargs)
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint",
+        HookType.AROUND,
+        checkpoint,
+        ("self", "req", "up_to", "kwargs"),
+        "keeps overwritten tokens out of the radix tree",
+        "SGLang asks a request how much of it the tree may take",
+    ),
+)
