@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from client import TIMEOUT_S, generate, post, together
-from local_server import REASONER
+from benchmarks.harness.server import REASONER
 from raas_sglang.life.request import REPORT_FIELDS
 
 TEXT, TOKENS = "solve", 60
