@@ -7,8 +7,8 @@ import pytest
 import requests
 
 from client import TIMEOUT_S, generate, post, together
-from benchmarks.harness.server import REASONER
 from raas_sglang.life.request import REPORT_FIELDS
+from reasoner import REASONER
 
 TEXT, TOKENS = "solve", 60
 MODEL = {"model": str(REASONER)}  # `/v1/responses` serves no other name

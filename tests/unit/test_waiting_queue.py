@@ -4,10 +4,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from raas_patches.waiting_queue import abort_on_queued_limit, abort_on_waiting_timeout
 from sglang.srt.environ import envs
 from sglang.srt.managers.scheduler import Scheduler
-
-from raas_patches.waiting_queue import abort_on_queued_limit, abort_on_waiting_timeout
 
 
 def req(rid, retractions=0, priority=0):
