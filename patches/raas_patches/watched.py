@@ -60,11 +60,13 @@ WITH_FLASHINFER = (
     Reliance(_GRAPHS + "capture_one_shape", "calls `capture_tail_hooks` inside the graph"),
     Reliance(_FLASHINFER + "__init__", "allocates its plan, which we share between batch sizes"),
     Reliance(_FLASHINFER + "reset_workspace_buffer", "replaces the plan's buffers"),
-    Reliance(_FLASHINFER + "plan", "writes `_plan_info` and `_paged_kv_indices_buf`"),
-    Reliance(_FLASHINFER + "_plan_impl", "writes `_plan_info` and `_paged_kv_indices_buf`"),
+    Reliance(_FLASHINFER + "plan", "hands all to `_plan_impl`"),
+    Reliance(
+        _FLASHINFER + "_plan_impl", "copies the slots of all rows into `_paged_kv_indices_buf`"
+    ),
     Reliance(
         "flashinfer.decode.fast_decode_plan",
-        "plans a graph's next step into the same buffers, and writes `_plan_info`",
+        "plans the next step of a graph into the same buffers",
     ),
     Reliance(_FLASHINFER + "forward", "runs what was planned"),
 )

@@ -56,9 +56,7 @@ def test_a_seam_with_a_problem_refuses_the_policy(monkeypatch):
     broken = seam(KNOWN + "_gone")
     everything = installation.seams
     monkeypatch.setattr(installation, "seams", lambda names: [*everything(names), broken])
-    with pytest.raises(
-        RuntimeError, match=r"owned_kv_len_gone is missing.*raas_sglang check"
-    ):
+    with pytest.raises(RuntimeError, match=r"owned_kv_len_gone is missing.*raas_sglang check"):
         installation.require_seams()
 
 
