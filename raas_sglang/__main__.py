@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
 
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import cpu_environment
@@ -93,22 +92,12 @@ def _sglang() -> Row:
     return "sglang", "WRONG", f"{wanted}, got {found or 'no sglang in this environment'}"
 
 
-def _seams() -> Iterator[Row]:
-    """One row for each seam; of a module that another SGLang does not let us import, one row."""
+def _seams() -> list[Row]:
     try:
-        from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, verify
+        from raas_patches.check import rows
     except (ImportError, AttributeError) as error:
-        yield "raas_patches", "WRONG", f"cannot be imported ({error})"
-        return
-    for module in ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE:
-        try:
-            verdicts = verify((module,))
-        except (ImportError, AttributeError) as error:
-            yield f"raas_patches.{module}", "WRONG", f"cannot be imported ({error})"
-            continue
-        for verdict in verdicts:
-            status = "WRONG" if verdict.problem else "ok"
-            yield verdict.seam.name, status, verdict.problem or verdict.seam.why
+        return [("raas_patches", "WRONG", f"cannot be imported ({error})")]
+    return list(rows())
 
 
 def _version(package: str) -> str | None:

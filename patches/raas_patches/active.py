@@ -62,12 +62,6 @@ def required_config(server_args: "ServerArgs") -> RaasConfig:
     return config
 
 
-def attach_config(server_args: "ServerArgs", config: RaasConfig) -> None:
-    """Sets the settings on arguments that are not resolved yet."""
-    for name in _SETTINGS:
-        setattr(server_args, name, getattr(config, name))
-
-
 def attach_request_slots(server_args: "ServerArgs", slots: int) -> None:
     """Notes for how many requests this process sized its eviction state."""
     setattr(server_args, _SLOTS, slots)

@@ -6,6 +6,8 @@ nothing is patched. Remove when: a backend can be chosen by class.
 
 from typing import TYPE_CHECKING
 
+from raas_patches import installation
+
 if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -34,4 +36,5 @@ def _flashinfer(model_runner: "ModelRunner") -> "AttentionBackend":
     }
     from raas_sglang.attention.flashinfer import RaasFlashInferAttnBackend
 
+    installation.require_flashinfer()
     return RaasFlashInferAttnBackend(model_runner, **options)

@@ -6,12 +6,16 @@ process, after the hooks are in.
 """
 
 import logging
+import sys
 from importlib import import_module
 from typing import NamedTuple
 
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from raas_patches.seam import Seam, version_problem
+from raas_patches.seam import Reliance, Seam, version_problem
+from raas_patches.tested import use_problems, uses
+from raas_patches.watched import WATCHED, WITH_FLASHINFER
+from raas_sglang import SUPPORTED_SGLANG
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +91,14 @@ def require_seams(traced: bool = False) -> None:
         traced: Whether a trace stream was asked for as well.
 
     Raises:
-        RuntimeError: SGLang's version or a seam is not as tested, or a hook is not in.
+        RuntimeError: SGLang's version, a seam or a function that we rely on is not as tested, or a
+            hook is not in.
     """
     wrong_version = version_problem()
     if wrong_version:
         raise RuntimeError(f"--kv-policy refused: {wrong_version}")
     _refuse([f"{v.seam.name} is {v.problem}" for v in verify() if v.problem])
+    _require_relied_on(WATCHED, [module for module in uses() if module in sys.modules])
     every = seams(ALWAYS + WITH_POLICY + (WITH_TRACE if traced else ()))
     for seam in every:
         seam.install()
@@ -100,10 +106,27 @@ def require_seams(traced: bool = False) -> None:
     _refuse([f"{seam.name} is not hooked" for seam in every if not seam.is_installed()])
 
 
+def require_flashinfer() -> None:
+    """Checks what the decode backend of a GPU relies on, once FlashInfer is imported.
+
+    Raises:
+        RuntimeError: something of it is not as tested.
+    """
+    _require_relied_on(WITH_FLASHINFER, ["raas_sglang.attention.flashinfer"])
+
+
+def _require_relied_on(reliances: tuple[Reliance, ...], modules: list[str]) -> None:
+    """Refuses functions that are not as tested; attributes take seconds, which `check` has."""
+    problems = {reliance.name: reliance.problem() for reliance in reliances}
+    for module in modules:
+        problems |= use_problems(module, attributes=False)
+    _refuse([f"{name} is {problem}" for name, problem in problems.items() if problem])
+
+
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise RuntimeError(
-            f"--kv-policy refused: {'; '.join(problems)}. "
-            "Install the SGLang version that RaaS was tested with, unchanged, and look at "
-            "`python -m raas_sglang check`."
+            f"--kv-policy refused: {'; '.join(problems)}. Install what RaaS was tested with, "
+            f"unchanged: pip install --force-reinstall sglang=={SUPPORTED_SGLANG}. What else "
+            "differs: python -m raas_sglang check."
         )

@@ -6,7 +6,6 @@ anyway, and take the state off the budget from which it sizes the pool. Remove w
 be chosen, and can say what it needs for each request.
 """
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +16,13 @@ from sglang.srt.runtime_context import get_parallel, get_schedule
 from raas_patches.active import attach_request_slots, request_slots_of, required_config
 from raas_patches.model_support import require_model
 from raas_patches.seam import Seam
-from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.request_slots import reserve_slots
 from raas_sglang.state import EvictionState, StateShape
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
-
-logger = logging.getLogger(__name__)
-
-# Of the memory for the KV cache, where eviction is the exception.
-_STATE_SHARE = 0.02
-# SGLang runs no more requests unless it is told to.
-_MOST_REQUESTS = 4096
 
 
 def config_from_budget(
@@ -42,47 +34,10 @@ def config_from_budget(
 ) -> "MemoryPoolConfig":
     """Around `config_from_budget`: the eviction state comes off the memory of the pool."""
     config, shape = required_config(self.server_args), _shape(self)
-    slot_bytes = EvictionState.bytes_per_slot(config, shape)
     budget_bytes -= EvictionState.scratch_bytes(config, shape, self.device)
-    slots = _max_num_reqs(self) or request_slots(config, shape, budget_bytes)
-    state_bytes = (slots + 1) * slot_bytes
-    if state_bytes > budget_bytes / 2:
-        raise ValueError(
-            f"--max-running-requests {slots} needs {state_bytes / 2**30:.2f} GiB of eviction state "
-            f"({slot_bytes / 2**20:.2f} MiB for each request), which must be at most half of the "
-            f"memory for the KV cache ({budget_bytes / 2**30:.2f} GiB); use "
-            f"--max-running-requests {int(budget_bytes / 2 / slot_bytes) - 1} or a smaller "
-            "--kv-max-budget"
-        )
-    attach_request_slots(self.server_args, slots)
-    logger.info(
-        "RaaS eviction state: %d requests of %.2f MiB, %.2f GiB in all%s",
-        slots,
-        slot_bytes / 2**20,
-        state_bytes / 2**30,
-        "" if _max_num_reqs(self) else "; --max-running-requests allows for more",
-    )
-    return original(self, budget_bytes - state_bytes, cap_tokens=cap_tokens)
-
-
-def request_slots(config: RaasConfig, shape: StateShape, budget_bytes: int) -> int:
-    """Requests that there is eviction state for, where the user did not say how many may run.
-
-    With a server policy that evicts: as many as hold a full budget each, for no more could.
-    Otherwise what a small share of the memory pays for, since most requests will need none.
-
-    Args:
-        config: The server's settings.
-        shape: The model's part of the state's size.
-        budget_bytes: Memory for KV cache and state.
-    """
-    slot_bytes = EvictionState.bytes_per_slot(config, shape)
-    if config.evicts:
-        full_bytes = slot_bytes + config.max_budget * shape.token_bytes
-        slots = min(budget_bytes // full_bytes, _MOST_REQUESTS)
-    else:
-        slots = int(_STATE_SHARE * budget_bytes / slot_bytes)
-    return max(1, slots - 1)
+    slots = reserve_slots(config, shape, budget_bytes, _max_num_reqs(self))
+    attach_request_slots(self.server_args, slots.requests)
+    return original(self, budget_bytes - slots.state_bytes, cap_tokens=cap_tokens)
 
 
 def resolve_max_num_reqs(

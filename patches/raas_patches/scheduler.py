@@ -20,7 +20,8 @@ from sglang.srt.plugins.hook_registry import HookType
 
 from raas_patches.seam import Seam
 from raas_sglang.life.admission import ReservingPrefillAdder
-from raas_sglang.life.reservation import is_bounded, refusal
+from raas_sglang.life.reservation import is_bounded
+from raas_sglang.life.room import Room
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import AbortReq
@@ -37,34 +38,23 @@ def init_req_max_new_tokens(
     original: Callable[["Scheduler", "Req"], None], self: "Scheduler", req: "Req"
 ) -> None:
     """Around it: a bounded request is limited by the context length; what cannot fit is refused."""
-    params = req.sampling_params
+    params, input_len = req.sampling_params, len(req.origin_input_ids)
     asked, asked_min = params.max_new_tokens, params.min_new_tokens
     original(self, req)
     if req.to_finish is not None:
         return
+    room = Room(self.max_total_num_tokens, self.page_size, self.model_config.context_len)
     if is_bounded(req):
-        # As SGLang counts: one token of the context stays free, and one of the longest request.
-        most = self.model_config.context_len - len(req.origin_input_ids) - 2
-        if asked is not None:
-            most = min(most, asked)
-        if self.max_new_tokens_limit:
-            most = min(most, self.max_new_tokens_limit)
-        params.max_new_tokens = max(0, most)
-        params.min_new_tokens = min(asked_min, params.max_new_tokens)
-        asked = params.max_new_tokens
-    _refuse_if_too_large(self, req, 1 if asked is None else asked)
-
-
-def _refuse_if_too_large(scheduler: "Scheduler", req: "Req", new_tokens: int) -> None:
-    """Ends a request that could never be admitted, so that it does not block the queue."""
-    pool, page_size = scheduler.max_total_num_tokens, scheduler.page_size
-    problem = refusal(req.raas.options, len(req.origin_input_ids), new_tokens, page_size, pool)
-    if problem is None:
-        return
-    params = req.sampling_params
-    # What is left of the request, one token, must itself be admitted to end.
-    params.max_new_tokens, params.min_new_tokens = 1, 0
-    req.set_finish_with_abort(problem)
+        cap = self.max_new_tokens_limit or 0
+        if cap > 0:
+            asked = cap if asked is None else min(asked, cap)
+        params.max_new_tokens = asked = room.new_tokens(asked, input_len)
+        params.min_new_tokens = min(asked_min, asked)
+    problem = room.refusal(req.raas.options, input_len, 1 if asked is None else asked)
+    if problem:
+        # What is left of the request, one token, must itself be admitted to end.
+        params.max_new_tokens, params.min_new_tokens = 1, 0
+        req.set_finish_with_abort(problem)
 
 
 def abort_request(self: "Scheduler", recv_req: "AbortReq") -> None:

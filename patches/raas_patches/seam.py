@@ -1,4 +1,4 @@
-"""A seam: one function of SGLang that is hooked, what it must look like, and why."""
+"""A seam: one function of SGLang that is hooked or relied on, what it must look like, and why."""
 
 import functools
 import inspect
@@ -10,6 +10,8 @@ from typing import Any
 import sglang
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from raas_patches.fingerprint import innermost
+from raas_patches.tested import function_problem
 from raas_sglang import SUPPORTED_SGLANG
 
 
@@ -21,10 +23,11 @@ class Seam:
         target: Dotted path of the function.
         kind: How `HookRegistry` puts the hook in.
         hook: The hook; its arguments depend on ``kind``.
-        parameters: Names of the target's parameters in the tested version; None for a target with
-            too many to name, which must only exist.
+        parameters: Names of the target's parameters that the hook was written for; None for a
+            target with too many to name.
         why: What RaaS needs there.
         remove_when: What would make the hook unnecessary.
+        test: The test that fails without it, as pytest names it.
     """
 
     target: str
@@ -33,27 +36,26 @@ class Seam:
     parameters: tuple[str, ...] | None
     why: str
     remove_when: str
+    test: str = ""
 
     @property
     def name(self) -> str:
         """The target without the package path that all seams share."""
-        return self.target.removeprefix("sglang.srt.")
+        return _short(self.target)
 
     def problem(self) -> str | None:
         """Says what is wrong with the target in this SGLang, or None."""
-        try:
-            found = pkgutil.resolve_name(self.target)
-        except (ImportError, AttributeError) as error:
-            return f"missing ({error})"
         for kind, _, source in HookRegistry._hooks.get(self.target, ()):
             if kind is HookType.REPLACE:
                 return f"replaced by {source.plugin_name if source else 'another plugin'}"
-        if self.parameters is None:
-            return None
-        parameters = tuple(inspect.signature(found).parameters)
-        if parameters != self.parameters:
-            return f"changed: parameters are {parameters}, tested with {self.parameters}"
-        return None
+        found = _resolve_or_none(self.target)
+        if found is not None and not inspect.isfunction(innermost(found)):
+            return "built-in, so that a hook on it may never be called"
+        if found is not None and self.parameters is not None:
+            parameters = tuple(inspect.signature(found).parameters)
+            if parameters != self.parameters:
+                return f"changed: parameters are {parameters}, tested with {self.parameters}"
+        return function_problem(self.target)
 
     def install(self) -> None:
         """Puts the hook in, once in each process; outside of those that are in already."""
@@ -72,6 +74,28 @@ class Seam:
         return found is not None and id(self.hook) in _hooks_around(found)
 
 
+@dataclass(frozen=True)
+class Reliance:
+    """A function that is called, overridden or taken for granted, and not hooked.
+
+    Attributes:
+        target: Dotted path of the function.
+        why: What RaaS takes for granted of it.
+    """
+
+    target: str
+    why: str
+
+    @property
+    def name(self) -> str:
+        """The target without the package path that all seams share."""
+        return _short(self.target)
+
+    def problem(self) -> str | None:
+        """Says what is wrong with the target in this SGLang, or None."""
+        return function_problem(self.target)
+
+
 def version_problem() -> str | None:
     """Says what is wrong with the installed SGLang's version, or None."""
     if sglang.__version__ == SUPPORTED_SGLANG:
@@ -80,6 +104,10 @@ def version_problem() -> str | None:
         f"RaaS must run on sglang=={SUPPORTED_SGLANG}, the version it was tested with, got "
         f"{sglang.__version__}; install that version"
     )
+
+
+def _short(target: str) -> str:
+    return target.removeprefix("sglang.srt.")
 
 
 def _resolve_or_none(target: str) -> Any:

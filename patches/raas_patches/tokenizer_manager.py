@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.plugins.hook_registry import HookType
+from sglang.srt.runtime_context import get_schedule
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from raas_patches.active import required_config
+from raas_patches.active import pool_tokens_of, required_config
 from raas_patches.output_streamer import REPORT_KEY
 from raas_patches.preference import with_preference
-from raas_patches.prompt_length import fit_prompt
 from raas_patches.seam import Seam
 from raas_sglang.life.options import parse_options
+from raas_sglang.life.room import Room, fit_prompt
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
@@ -31,12 +32,13 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
+    length = len(obj.input_embeds or ()) if input_ids is None else len(input_ids)
     options = parse_options(
         params.get("custom_params"),
         required_config(self.server_args),
         self.context_len,
         limit if isinstance(limit, int) else None,
-        len(obj.input_embeds or ()) if input_ids is None else len(input_ids),
+        length,
         params.get("beam_width"),
     )
     assert options is not None, "only without a policy, where this is not hooked"
@@ -44,7 +46,9 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
         _refuse_with_prompt_len(obj)
     _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
     _refuse_unknown_parameters(self, params, limit)
-    fit_prompt(self, obj, input_ids, options, self.context_len if limit is None else limit)
+    room = Room(pool_tokens_of(self), get_schedule().page_size, self.context_len)
+    cut_from = self.max_req_input_len if self.allow_auto_truncate else None
+    fit_prompt(room, options, input_ids, length, limit, cut_from)
 
 
 def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:

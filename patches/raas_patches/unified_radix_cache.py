@@ -30,8 +30,7 @@ def checkpoint(
     """Around it: `tree_purity`, and plans made with the old slots no longer hold."""
     # The tree may exchange slots of the prompt for its own.
     pool_of(self.token_to_kv_pool_allocator).state.slots_changed()
-    shared = req.raas.shareable_len(up_to, req.finished())
-    original(self, req, up_to=shared, **kwargs)
+    original(self, req, up_to=req.raas.shareable_len(up_to, req.finished()), **kwargs)
 
 
 SEAMS = (

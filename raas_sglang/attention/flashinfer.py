@@ -18,6 +18,7 @@ _BLOCKS_PER_MULTIPROCESSOR = 2  # FlashInfer's number, of decode on tensor cores
 _WORKSPACE_MARGIN = 16 * 2**20  # bytes
 
 if TYPE_CHECKING:
+    from flashinfer.decode import BatchDecodeWithPagedKVCacheWrapper as Wrapper
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -143,20 +144,20 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         yield
         self._plan_read.record()
 
-    def _create_decode_wrappers(self, bs: int, num_tokens: int) -> list[Any]:
+    def _create_decode_wrappers(self, bs: int, num_tokens: int) -> list["Wrapper"]:
         """Wrappers of one batch size; all plan into one buffer, since one plan is in use at a time.
 
         FlashInfer would take 8 MiB for each of them.
         """
         return [self._share_plan(w) for w in super()._create_decode_wrappers(bs, num_tokens)]
 
-    def _share_plan(self, wrapper: Any) -> Any:
+    def _share_plan(self, wrapper: "Wrapper") -> "Wrapper":
         shared = self.decode_wrappers[0]._int_workspace_buffer
         wrapper.reset_workspace_buffer(self.workspace_buffer, shared)
         return wrapper
 
     def _rows(
-        self, forward_batch: "ForwardBatch", wrapper: Any, requests: RequestTables
+        self, forward_batch: "ForwardBatch", wrapper: "Wrapper", requests: RequestTables
     ) -> DecodeBatch:
         return DecodeBatch(
             forward_batch.req_pool_indices,

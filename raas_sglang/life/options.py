@@ -39,6 +39,16 @@ class RequestOptions:
         """P of an input of so many tokens."""
         return input_len if self.prompt_len is None else min(self.prompt_len, input_len)
 
+    def most_tokens(self, input_len: int, new_tokens: int) -> tuple[int, int]:
+        """Tokens of its prompt, and generated ones that a bounded request keeps at most.
+
+        Args:
+            input_len: Tokens of its input.
+            new_tokens: Tokens that it may generate.
+        """
+        prompt_len = self.prompt_of(input_len)
+        return prompt_len, min(input_len - prompt_len + new_tokens, self.budget)
+
     @property
     def is_bounded(self) -> bool:
         """Whether it can never hold more than P + L slots; true of every policy but dense."""

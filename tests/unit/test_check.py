@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from raas_patches import installation
+from raas_patches import check
 from raas_sglang.__main__ import main
 
 
@@ -19,14 +19,14 @@ def test_another_version_is_named_with_what_to_install(capsys, monkeypatch):
 
 
 def test_a_module_that_another_sglang_breaks_is_one_row_among_the_others(capsys, monkeypatch):
-    verify = installation.verify
+    verify = check.verify
 
     def broken(modules):
         if modules == ("allocation",):
             raise ImportError("cannot import name 'alloc_for_decode'")
         return verify(modules)
 
-    monkeypatch.setattr(installation, "verify", broken)
+    monkeypatch.setattr(check, "verify", broken)
     assert main(["check"]) == 1
     printed = capsys.readouterr().out
     assert "raas_patches.allocation" in printed

@@ -1,12 +1,12 @@
 """What is preferred: how it goes with what a request asks for, and what refuses to start."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 import raas_patches.preference
-from raas_patches.active import attach_config
 from raas_patches.preference import require_preference, with_preference
 from raas_sglang.config import RaasConfig
 
@@ -40,10 +40,8 @@ def model(monkeypatch):
 
 
 def arguments(preferred, config):
-    made = SimpleNamespace(preferred_sampling_params=preferred)
-    if config is not None:
-        attach_config(made, config)
-    return made
+    settings = {} if config is None else asdict(config)
+    return SimpleNamespace(preferred_sampling_params=preferred, **settings)
 
 
 CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=128)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from raas_patches.kv_cache_configurator import request_slots
 from raas_sglang.config import RaasConfig
+from raas_sglang.request_slots import request_slots, reserve_slots
 from raas_sglang.state import EvictionState, StateShape
 
 SHAPE = StateShape(layers=28, heads=4, query_heads=28, head_dim=128, dtype=torch.bfloat16)
@@ -35,3 +35,12 @@ def test_no_more_than_sglang_runs_and_at_least_one():
     config = RaasConfig(kv_policy="raas", kv_budget=64)
     assert request_slots(config, SHAPE, 5000 * GIB) == 4095
     assert request_slots(config, SHAPE, 1000) == 1
+
+
+def test_what_was_asked_for_is_sized_for_or_refused():
+    config = RaasConfig(kv_policy="raas", kv_budget=64)
+    slot_bytes = EvictionState.bytes_per_slot(config, SHAPE)
+    assert reserve_slots(config, SHAPE, 50 * GIB, 100) == (100, 101 * slot_bytes)
+    assert reserve_slots(config, SHAPE, 50 * GIB, None)[0] == request_slots(config, SHAPE, 50 * GIB)
+    with pytest.raises(ValueError, match="at most half of the memory for the KV cache"):
+        reserve_slots(config, SHAPE, 101 * slot_bytes, 100)

@@ -10,17 +10,19 @@ import pytest
 from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
 from sglang.srt.mem_cache import allocation
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
+from sglang.srt.server_args import ServerArgs
 
 import raas_patches.seam
 from benchmarks.harness.server import CPU_FLAGS
-from raas_patches import installation
+from raas_patches import installation, tested
 from raas_patches.engine import wait_for_scheduler_ready
+from raas_patches.fingerprint import fingerprint
 from raas_patches.seam import Seam
 from raas_patches.support import REFUSALS, refused_settings
 from raas_sglang.__main__ import main
 from reasoner import REASONER
 
-KNOWN = "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_decode"
+KNOWN = "sglang.srt.managers.schedule_batch.Req.owned_kv_len"
 
 
 def seam(target, parameters=("self",)):
@@ -36,26 +38,34 @@ def test_a_missing_seam_is_named():
     assert "missing" in seam("sglang.srt.gone.f").problem()
 
 
-def test_a_changed_seam_is_named():
+def test_a_seam_with_other_parameters_than_the_hook_is_for_is_named():
     assert seam(KNOWN).problem() is None
     problem = seam(KNOWN, ("self", "more")).problem()
     assert "changed" in problem
     assert "('self',)" in problem
 
 
+def test_a_seam_that_was_never_recorded_is_named():
+    assert "run python tools/seams.py" in seam("sglang.srt.utils.common.ceil_align", None).problem()
+
+
+def test_a_constructor_that_nobody_calls_cannot_be_hooked():
+    assert "never be called" in seam("sglang.srt.server_args.ServerArgs.__init__", None).problem()
+
+
 def test_a_seam_with_a_problem_refuses_the_policy(monkeypatch):
     broken = seam(KNOWN + "_gone")
     everything = installation.seams
     monkeypatch.setattr(installation, "seams", lambda names: [*everything(names), broken])
-    with pytest.raises(
-        RuntimeError, match=r"prepare_for_decode_gone is missing.*raas_sglang check"
-    ):
+    with pytest.raises(RuntimeError, match=r"owned_kv_len_gone is missing.*raas_sglang check"):
         installation.require_seams()
 
 
 def test_the_trace_is_hooked_only_where_it_was_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(installation, "seams", lambda names: asked.append(names) or [])
+    monkeypatch.setattr(installation, "WATCHED", ())
+    monkeypatch.setattr(installation, "uses", dict)
     monkeypatch.setattr(installation.HookRegistry, "apply_hooks", lambda: None)
     installation.require_seams()
     installation.require_seams(traced=True)
@@ -76,7 +86,9 @@ def target(monkeypatch):
     module = ModuleType("module_of_a_test")
     module.double = lambda number: 2 * number
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    yield "module_of_a_test.double"
+    name = "module_of_a_test.double"
+    monkeypatch.setitem(tested.functions(), name, fingerprint(name))
+    yield name
     HookRegistry._hooks.pop("module_of_a_test.double", None)
     HookRegistry._patched.discard("module_of_a_test.double")
 
@@ -125,25 +137,15 @@ def test_a_hook_that_is_not_in_is_noticed():
     assert not seam("sglang.srt.managers.schedule_batch.ScheduleBatch.copy").is_installed()
 
 
-class Arguments:
-    """Resolved arguments of a server that RaaS supports."""
-
-    def __init__(self, **changes):
-        numbers = {"pp_size": 1, "dcp_size": 1, "tokenizer_worker_num": 1}
-        names = {"disaggregation_mode": "null", "kv_cache_dtype": "auto", "device": "cpu"}
-        vars(self).update(numbers, **names)
-        vars(self).update(changes)
-
-    def __getattr__(self, name):
-        return None
-
-    def get_attention_backends(self):
-        backend = vars(self).get("attention_backend", "torch_native")
-        return backend, backend
+def arguments(**changes):
+    """Arguments of a server that RaaS supports, but for the changes."""
+    return ServerArgs(
+        **{"model_path": "", "device": "cpu", "attention_backend": "torch_native", **changes}
+    )
 
 
 def test_supported_settings_are_not_refused():
-    assert refused_settings(Arguments()) == []
+    assert refused_settings(arguments()) == []
 
 
 @pytest.mark.parametrize(
@@ -162,24 +164,21 @@ def test_supported_settings_are_not_refused():
     ],
 )
 def test_an_unsupported_setting_is_refused_by_name(flag, changes):
-    (text,) = refused_settings(Arguments(**changes))
+    (text,) = refused_settings(arguments(**changes))
     assert text.startswith(f"--kv-policy does not work together with {flag}; ")
 
 
 @pytest.mark.parametrize("value", ["1", "True", "yes", "Y"])
 def test_an_unsupported_variable_is_refused_however_sglang_lets_it_be_set(value, monkeypatch):
     monkeypatch.setenv("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", value)
-    (text,) = refused_settings(Arguments())
+    (text,) = refused_settings(arguments())
     assert text.endswith("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING; unset it")
 
 
 def test_every_refused_setting_exists_in_sglang():
-    from sglang.srt.server_args import ServerArgs
-
-    fields = ServerArgs.__dataclass_fields__
     for refusal in REFUSALS:
         if refusal.flag.startswith("--"):
-            assert refusal.flag[2:].replace("-", "_") in fields, refusal.flag
+            assert refusal.flag[2:].replace("-", "_") in ServerArgs.__struct_fields__, refusal.flag
 
 
 def test_check_prints_every_seam_and_exits_0(capsys):

@@ -4,15 +4,27 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from raas_patches.waiting_queue import abort_on_queued_limit, abort_on_waiting_timeout
 from sglang.srt.environ import envs
+from sglang.srt.managers import scheduler as sglang_scheduler
+from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.scheduler import Scheduler
+
+from raas_patches.scheduler import abort_on_queued_limit, abort_request, poll_timeout_aborts
+
+
+@pytest.fixture(autouse=True)
+def unpublished(monkeypatch):
+    """What SGLang answers an aborted request needs settings that no server published here."""
+    monkeypatch.setattr(sglang_scheduler, "_make_abort_req", lambda req, **_: req)
 
 
 def req(rid, retractions=0, priority=0):
     """A request that has waited for a minute."""
     trace = SimpleNamespace(abort=lambda **_: None)
-    stats = SimpleNamespace(wait_queue_entry_time=time.perf_counter() - 60, trace_ctx=trace)
+    waited = time.perf_counter() - 60
+    stats = SimpleNamespace(
+        wait_queue_entry_time=waited, trace_ctx=trace, set_completion_time=lambda: None
+    )
     return RequestStub(rid, retractions, priority, stats)
 
 
@@ -20,20 +32,22 @@ class RequestStub:
     def __init__(self, rid, retraction_count, priority, time_stats):
         self.rid, self.retraction_count = rid, retraction_count
         self.priority, self.time_stats = priority, time_stats
+        self.return_logprob, self.finished_reason = False, None
 
 
 def scheduler(*queue, limit=1, by_priority=False):
     """A scheduler with these requests in its queue, which notes whom it ends."""
     ended = []
-    channel = SimpleNamespace(send_output=lambda message, _: ended.append(message.rid))
+    streamer = SimpleNamespace(stream_output=lambda reqs, _: ended.extend(r.rid for r in reqs))
     return SimpleNamespace(
         waiting_queue=list(queue),
         max_queued_requests=limit,
         enable_priority_scheduling=by_priority,
         schedule_low_priority_values_first=False,
-        enable_hicache_storage=False,
-        enable_hierarchical_cache=False,
-        ipc_channels=SimpleNamespace(send_to_tokenizer=channel),
+        beam_coordinator=SimpleNamespace(retire_group=lambda _: None),
+        _release_aborted_request=lambda _: None,
+        send_abort_output=lambda message, _: ended.append(message.rid),
+        output_streamer=streamer,
         ended=ended,
     )
 
@@ -70,5 +84,19 @@ def test_an_urgent_request_takes_the_place_of_a_new_one():
 def test_the_waiting_timeout_ends_new_requests_alone():
     one = scheduler(req("a", retractions=1), req("new"), req("b", retractions=3))
     with envs.SGLANG_REQ_WAITING_TIMEOUT.override(2):
-        abort_on_waiting_timeout(Scheduler._abort_on_waiting_timeout, one)
-    assert (rids(one), one.ended) == (["a", "b"], ["new"])
+        aborts = poll_timeout_aborts(Scheduler._poll_timeout_aborts, one)
+    assert [abort.rid for abort in aborts] == ["new"]
+    assert rids(one) == ["a", "new", "b"]
+
+
+def test_a_request_that_is_aborted_while_it_waits_says_why():
+    one = scheduler(req("a", retractions=1), req("b"))
+    abort_request(one, AbortReq(rid="none"))
+    assert (rids(one), one.ended) == (["a", "b"], [])
+    waiting = one.waiting_queue
+    reason = {"type": "abort", "message": "Request waiting timeout reached.", "status_code": 503}
+    abort_request(one, AbortReq(rid="b", finished_reason=reason))
+    abort_request(one, AbortReq(rid="a"))
+    assert (rids(one), one.ended) == ([], ["b", "a"])
+    ends = [(r.finished_reason.message, r.finished_reason.status_code) for r in waiting]
+    assert ends == [("Abort in waiting queue", None), (reason["message"], 503)]

@@ -1,0 +1,35 @@
+"""What ``python -m raas_sglang check`` says of this SGLang: of hooks, and of what is relied on."""
+
+from collections.abc import Iterator
+
+from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE, verify
+from raas_patches.tested import use_problems, uses
+from raas_patches.watched import WATCHED, WITH_FLASHINFER
+
+Row = tuple[str, str, str]
+
+
+def rows() -> Iterator[Row]:
+    """One row for each hook and each watched function, and one for each module of ours.
+
+    A module that another SGLang does not let us import is one row.
+    """
+    for module in ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE:
+        try:
+            verdicts = verify((module,))
+        except (ImportError, AttributeError) as error:
+            yield f"raas_patches.{module}", "WRONG", f"cannot be imported ({error})"
+            continue
+        for verdict in verdicts:
+            yield _row(verdict.seam.name, verdict.problem, verdict.seam.why)
+    for reliance in WATCHED + WITH_FLASHINFER:
+        yield _row(reliance.name, reliance.problem(), f"relied on: {reliance.why}")
+    for module, targets in uses().items():
+        problems = use_problems(module)
+        for target, problem in problems.items():
+            yield _row(target, problem, "")
+        yield module, "ok", f"uses {len(targets) - len(problems)} names that are as tested"
+
+
+def _row(name: str, problem: str | None, why: str) -> Row:
+    return name, "WRONG" if problem else "ok", problem or why

@@ -1,0 +1,57 @@
+"""The catalogue of hooks, docs/patches.md, made out of the seams."""
+
+from importlib import import_module
+from inspect import cleandoc
+
+from raas_patches.installation import ALWAYS, WITH_POLICY, WITH_TRACE
+from raas_patches.watched import WATCHED, WITH_FLASHINFER
+
+_HEAD = """\
+# What is changed in SGLang
+
+<!-- Made by tools/seams.py out of the seams in patches/raas_patches; do not edit. -->
+
+Every place where SGLang behaves differently while the plugin is at work, and every function that it relies on without changing it. Each is recorded as it was tested; a server with `--kv-policy` refuses to start on anything else. `python -m raas_sglang check` compares all of it with the SGLang that is installed, [development.md](development.md#move-to-another-sglang) says what to do for another one.
+"""
+_WHEN = {
+    **dict.fromkeys(ALWAYS, "In every process, with a policy or without one."),
+    **dict.fromkeys(WITH_POLICY, "Only where `--kv-policy` was given."),
+    **dict.fromkeys(WITH_TRACE, "Only where `--kv-trace-endpoint` was given."),
+}
+_ELSEWHERE = "Only in programs that import `raas_sglang.lang`."
+
+
+def patches_page(modules: tuple[str, ...]) -> str:
+    """The page about the hooks of some modules of `raas_patches`, and about what is watched."""
+    parts = [_HEAD, "## Hooked\n", *map(_section, modules), "## Relied on\n", _watched()]
+    return "\n".join(parts)
+
+
+def _section(name: str) -> str:
+    module = import_module(f"raas_patches.{name}")
+    text = cleandoc(module.__doc__ or "").replace("``", "`")
+    title, _, rest = text.partition("\n\n")
+    link = f"[`{name}.py`](../patches/raas_patches/{name}.py)"
+    lines = [f"### {link}\n", f"{_joined(title)}\n"]
+    lines += [f"{_joined(part)}\n" for part in rest.split("\n\n") if part]
+    lines += [f"{_WHEN.get(name, _ELSEWHERE)}\n"]
+    lines += ["| hooked | how | what for | until | test |", "| --- | --- | --- | --- | --- |"]
+    for seam in module.SEAMS:
+        cells = (f"`{seam.name}`", seam.kind.value, seam.why, seam.remove_when, _test(seam.test))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _test(test: str) -> str:
+    path, _, name = test.partition("::")
+    return f"[`{name or path}`](../{path})" if test else ""
+
+
+def _watched() -> str:
+    lines = ["| function | what is taken for granted |", "| --- | --- |"]
+    lines += [f"| `{each.name}` | {each.why} |" for each in WATCHED + WITH_FLASHINFER]
+    return "\n".join(lines) + "\n"
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
