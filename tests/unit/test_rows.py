@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 import rows
+from raas_sglang import SUPPORTED_SGLANG
 from rows import RowFile
 
 
@@ -24,7 +25,7 @@ def test_a_row_says_what_a_reader_needs(tmp_path):
     assert row["command"] == "python benchmarks/bench.py --out 'a file'"
     assert (row["commit"], row["seed"]) == ("abc123", 7)
     assert row["versions"]["python"]
-    assert row["versions"]["sglang"] == "0.5.17"
+    assert row["versions"]["sglang"] == SUPPORTED_SGLANG
     assert {"gpu", "driver", "machine"} <= row.keys()
 
 
