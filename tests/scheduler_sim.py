@@ -311,7 +311,7 @@ class Simulation:
         requests = batch.req_pool_indices_cpu
         lens = state.step_lens(batch.seq_lens_cpu)
         on_device = state.resident_lens(batch.req_pool_indices, batch.seq_lens)
-        require(torch.equal(lens, on_device), "lengths", f"host {lens}, device {on_device}")
+        require(torch.equal(lens, on_device), "lengths", f"{lens.tolist()} on the host")
         resident = lens.tolist()
         tables = state.rows(requests)
         slots = [table[r, :n].tolist() for r, n in zip(requests.tolist(), resident, strict=True)]

@@ -42,6 +42,7 @@ SEAMS = (
         ("batch",),
         "writes policy, prompt length and budget where the kernels read them",
         "SGLang lets a KV pool see the requests it is given",
+        "tests/memory/test_admission.py::test_a_request_generates_eight_times_the_pool",
     ),
     Seam(
         _PATH + "alloc_for_decode",
@@ -50,5 +51,6 @@ SEAMS = (
         ("batch", "token_per_req"),
         "allocates nothing for saturated requests, and begins the step of all",
         "SGLang asks a request how many slots it needs",
+        "tests/memory/test_admission.py::test_a_request_generates_eight_times_the_pool",
     ),
 )

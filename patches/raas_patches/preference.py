@@ -43,10 +43,12 @@ def require_preference(server_args: "ServerArgs") -> None:
     preferred = server_args.preferred_sampling_params
     if not preferred:
         return
+    config = config_of(server_args)
     try:
         params = json.loads(preferred) if isinstance(preferred, str) else preferred
+        if config is None and not isinstance(params, dict):
+            return  # nothing of ours is in it
         custom = params.get(CHOICE_KEY)
-        config = config_of(server_args)
         if config is not None or (custom is not None and names_choice(custom)):
             context_len = model_config_of(server_args).context_len
             beam_width = params.get("beam_width")

@@ -103,6 +103,7 @@ SEAMS = (
         None,
         "holds policy, budget and progress of a request",
         "SGLang lets plugins attach state to a request",
+        "tests/server/test_budget.py::test_resident_length_stops_at_the_budget",
     ),
     Seam(
         _PATH + "Req.set_finish_with_abort",
@@ -111,6 +112,7 @@ SEAMS = (
         ("self", "error_msg", "status_code", "err_type"),
         "keeps the reason for which a request was refused",
         "SGLang stops checking a request that it has refused",
+        "tests/server/test_small_pool.py::test_a_refusal_comes_before_the_answer",
     ),
     Seam(
         _PATH + "Req.reset_for_retract",
@@ -119,6 +121,7 @@ SEAMS = (
         ("self",),
         "decides what a retracted request is prefilled with",
         _UNTIL,
+        "tests/memory/test_admission.py::test_an_interruption_beyond_the_pool_keeps_the_last_tokens",
     ),
     Seam(
         _PATH + "Req.refresh_fill_ids",
@@ -127,6 +130,7 @@ SEAMS = (
         ("self",),
         "prefills an interrupted request within its reservation",
         _UNTIL,
+        "tests/memory/test_admission.py::test_an_interruption_beyond_the_pool_keeps_the_last_tokens",
     ),
     Seam(
         _PATH + "Req._compute_max_prefix_len",
@@ -135,6 +139,7 @@ SEAMS = (
         ("self", "input_len"),
         "keeps an interrupted request off shared generated tokens",
         _UNTIL,
+        "tests/memory/test_memory_model.py::test_random_operations_keep_the_invariants",
     ),
     Seam(
         _PATH + "ScheduleBatch.new_tokens_required_next_decode",
@@ -143,6 +148,7 @@ SEAMS = (
         ("self", "selected_indices"),
         "asks for no memory for saturated requests",
         _UNTIL,
+        "tests/memory/test_admission.py::test_memory_runs_out_for_dense_neighbours_alone",
     ),
     Seam(
         _PATH + "ScheduleBatch._get_decode_retraction_order",
@@ -151,5 +157,6 @@ SEAMS = (
         ("reqs",),
         "retracts dense requests, whose memory is a guess, first",
         "SGLang asks a request how many slots it may take",
+        "tests/memory/test_admission.py::test_memory_runs_out_for_dense_neighbours_alone",
     ),
 )

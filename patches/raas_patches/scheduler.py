@@ -118,6 +118,7 @@ SEAMS = (
         ("self",),
         "reserves prompt and budget of a bounded request in full",
         _ASKS,
+        "tests/memory/test_admission.py::test_a_running_request_keeps_its_reservation",
     ),
     Seam(
         _PATH + "init_req_max_new_tokens",
@@ -126,6 +127,7 @@ SEAMS = (
         ("self", "req"),
         "lets a bounded request generate more than the pool holds",
         _ASKS,
+        "tests/memory/test_admission.py::test_a_request_generates_eight_times_the_pool",
     ),
     Seam(
         _PATH + "abort_request",
@@ -134,6 +136,7 @@ SEAMS = (
         ("self", "recv_req"),
         "answers a request that is aborted while it waits as one that runs",
         _TELLS,
+        "tests/unit/test_waiting_queue.py::test_a_request_that_is_aborted_while_it_waits_says_why",
     ),
     Seam(
         _PATH + "_abort_on_queued_limit",
@@ -142,6 +145,7 @@ SEAMS = (
         ("self", "recv_req"),
         "keeps a retracted request in a full queue",
         _TELLS,
+        "tests/unit/test_waiting_queue.py::test_a_retracted_request_is_never_turned_away",
     ),
     Seam(
         _PATH + "_poll_timeout_aborts",
@@ -150,5 +154,6 @@ SEAMS = (
         ("self",),
         "lets a retracted request wait for memory",
         _TELLS,
+        "tests/unit/test_waiting_queue.py::test_the_waiting_timeout_ends_new_requests_alone",
     ),
 )

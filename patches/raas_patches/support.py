@@ -105,6 +105,11 @@ REFUSALS = (
         "--prefill-only-disable-kv-cache", _is_set("prefill_only_disable_kv_cache"), "remove it"
     ),
     Refusal("--encoder-only", _is_set("encoder_only"), "remove --kv-policy"),
+    Refusal(
+        "--kv-canary",
+        lambda chosen: chosen.kv_canary != "none",
+        "use --kv-canary none: it would take a slot that is reused in place for a corrupted one",
+    ),
     Refusal("--use-ray", _is_set("use_ray"), "remove it"),
     Refusal("--smg-grpc-mode", _is_set("smg_grpc_mode"), "use the HTTP server"),
     Refusal("--grpc-port", _is_set("grpc_port"), "use the HTTP server"),

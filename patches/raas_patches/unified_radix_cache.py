@@ -41,5 +41,6 @@ SEAMS = (
         ("self", "req", "up_to", "kwargs"),
         "keeps overwritten tokens out of the radix tree",
         "SGLang asks a request how much of it the tree may take",
+        "tests/server/test_budget.py::test_tree_purity_around_the_first_overwrite",
     ),
 )

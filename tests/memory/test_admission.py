@@ -1,6 +1,7 @@
 """Admission, retraction and interruption where they are easiest to get wrong, in the simulation."""
 
 import pytest
+from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
 
 from client import EVICTING
 from memory_hooks import PAGE_SIZE
@@ -117,3 +118,30 @@ def test_who_is_interrupted_comes_back_without_a_tree(server_args):
     run(simulation, until=lambda: simulation.requests[2].retraction_count, steps=4)
     run(simulation)
     assert not simulation.aborted
+
+
+@pytest.mark.parametrize(
+    ("ends", "kept"),
+    [
+        ({"max_new": 49}, 30 + 48),  # its last token is not computed
+        ({"max_new": 50}, 30),
+        ({"max_new": 900, "stop_at": 48}, 30 + 48),  # that it stops is seen a step later
+        ({"max_new": 900, "stop_at": 49}, 30),
+    ],
+)
+def test_the_tree_takes_all_until_a_step_has_overwritten(server_args, ends, kept):
+    simulation = Simulation(Settings(**SMALL), server_args)
+    arrival = {**forever(1, "raas", 48, 900, private=30), **ends}
+    simulation.apply("arrive", **arrival)
+    run(simulation)
+    assert len(simulation.tree.texts()) == kept // PAGE_SIZE * PAGE_SIZE
+
+
+def test_only_dense_requests_are_guessed_about(server_args):
+    simulation = Simulation(Settings(**{**SMALL, "slots": 208}), server_args)
+    simulation.apply("arrive", **forever(1, "raas", 48, 500, private=20))
+    simulation.apply("arrive", **forever(2, "dense", 16, 120, private=10))
+    run(simulation, until=lambda: generated(simulation, 2) > 10)
+    guess = NewTokenRatioTracker.estimate_new_token_ratio_after_retract
+    small, dense = simulation.requests[1], simulation.requests[2]
+    assert guess([small, dense]) == guess([dense]) != guess([small])

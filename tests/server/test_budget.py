@@ -2,7 +2,7 @@
 
 import pytest
 
-from client import EVICTING, assert_report, generate, problem, together, token_ids
+from client import EVICTING, assert_report, flush_cache, generate, problem, together, token_ids
 
 LEAST = 16
 FOREVER = {"sampling_params": {"ignore_eos": True}}
@@ -16,9 +16,9 @@ def test_resident_length_stops_at_the_budget(server, budget, past):
     answer = generate(server, ids, "raas", budget, tokens=tokens, **FOREVER)
     assert_report(answer, "raas", budget)
     info = answer["meta_info"]
-    # The overlap scheduler stores the last token too, one step ahead of the results.
-    assert info["logical_tokens"] == len(ids) + tokens
-    assert info["resident_tokens"] == len(ids) + min(tokens, budget)
+    # An answer that ends for its length is known to: its last token is not computed.
+    assert info["logical_tokens"] == len(ids) + tokens - 1
+    assert info["resident_tokens"] == len(ids) + min(tokens - 1, budget)
 
 
 @pytest.mark.parametrize("policy", EVICTING)
@@ -31,21 +31,42 @@ def test_every_policy_keeps_the_budget_in_one_batch(server, policy):
     for ids, answer in zip(prompts, together(calls), strict=True):
         assert_report(answer, policy, 32)
         assert answer["meta_info"]["resident_tokens"] == len(ids) + 32
-        assert answer["meta_info"]["evicted_tokens"] == 100 - 32
+        assert answer["meta_info"]["evicted_tokens"] == 99 - 32
 
 
 @pytest.mark.parametrize("past", [0, 1, 2, 40])
 def test_tree_purity_around_the_first_overwrite(server, past):
-    """With L + 1 tokens the request ends while the first overwrite is in flight."""
+    """Of L + 1 tokens the last is not computed; of one more, it overwrites the first."""
     budget = 48
     ids = [*token_ids(server, problem(7, inputs=past).prompt)[:50], 30 + past]
     answer = generate(server, ids, "raas", budget, tokens=budget + past, **FOREVER)
     again = [*ids, *answer["output_ids"], 5]
     cached = generate(server, again, "dense", tokens=1)["meta_info"]["cached_tokens"]
-    if past == 0:
-        assert cached == len(ids) + budget, "nothing was overwritten, so the tree has it all"
+    if past < 2:
+        assert cached == len(ids) + budget + past - 1, "nothing was overwritten: it has all"
     else:
         assert cached == len(ids), "the tree has the prompt and nothing else"
+
+
+def test_tree_purity_of_an_answer_that_stops_with_a_step_in_flight(server):
+    """It stops at token L + 1, which is seen when the step after it has overwritten the first."""
+    found = 0
+    for inputs in range(8):
+        ids = token_ids(server, problem(7, inputs=inputs).prompt)[:50]
+        text = generate(server, ids, "dense", tokens=49, **FOREVER)["output_ids"]
+        for budget in (16, 32, 48):
+            if text[budget] in text[:budget]:
+                continue
+            found += 1
+            flush_cache(server)  # else the tree has that text already
+            stop = {"sampling_params": {"stop_token_ids": [text[budget]]}}
+            answer = generate(server, ids, "raas", budget, tokens=200, **stop)
+            assert answer["output_ids"] == text[: budget + 1]
+            assert answer["meta_info"]["evicted_tokens"] == 1
+            again = [*ids, *answer["output_ids"], 5]
+            cached = generate(server, again, "raas", tokens=1)["meta_info"]["cached_tokens"]
+            assert cached == len(ids), "the tree has the prompt and nothing else"
+    assert found
 
 
 def test_prompt_untouched_by_saturated_neighbours(server):
@@ -61,7 +82,7 @@ def test_prompt_untouched_by_saturated_neighbours(server):
     ]
     for answer in together(calls):
         assert answer["meta_info"]["cached_tokens"] > len(shared.program_text.split()) - 3
-        assert answer["meta_info"]["evicted_tokens"] == 168
+        assert answer["meta_info"]["evicted_tokens"] == 199 - 32
     after = generate(server, shared.prompt, "dense", **probe)
     assert after["meta_info"]["cached_tokens"] == before["meta_info"]["cached_tokens"]
     assert (

@@ -22,7 +22,8 @@ def test_the_next_turn_is_the_same_on_a_cold_and_a_warm_tree(server, tokens):
     warm = generate(server, turn, "raas", BUDGET, 100, **FOREVER)
     flush_cache(server)
     cold = generate(server, turn, "raas", BUDGET, 100, **FOREVER)
-    cached = len(ids) + (tokens if tokens <= BUDGET else 0)
+    # The last token of an answer is never computed.
+    cached = len(ids) + (tokens - 1 if tokens <= BUDGET else 0)
     assert warm["meta_info"]["cached_tokens"] == cached
     assert cold["meta_info"]["cached_tokens"] == 0
     assert warm["output_ids"] == cold["output_ids"]

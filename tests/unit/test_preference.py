@@ -77,4 +77,5 @@ def test_without_a_policy_a_preferred_one_cannot_be_had():
     with pytest.raises(ValueError, match="must be sent to a server started with --kv-policy"):
         require_preference(arguments(PREFERRED, None))
     require_preference(arguments({"custom_params": {"of_others": 1}}, None))
-    require_preference(arguments({"no_such_parameter": 1}, None))
+    for of_others in ({"no_such_parameter": 1}, [1], "[1]", {"custom_params": [1]}):
+        require_preference(arguments(of_others, None))

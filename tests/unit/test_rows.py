@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.harness import rows
 from benchmarks.harness.rows import RowFile
+from raas_sglang import SUPPORTED_SGLANG
 
 
 def test_a_row_says_what_a_reader_needs(tmp_path):
@@ -24,7 +25,7 @@ def test_a_row_says_what_a_reader_needs(tmp_path):
     assert row["command"] == "python -m benchmarks.serving.decode --out 'a file'"
     assert (row["commit"], row["seed"]) == ("abc123", 7)
     assert row["versions"]["python"]
-    assert row["versions"]["sglang"] == "0.5.17"
+    assert row["versions"]["sglang"] == SUPPORTED_SGLANG
     assert {"gpu", "driver", "machine"} <= row.keys()
 
 

@@ -1,6 +1,6 @@
 """Qwen2 models with a head size of their own on SGLang's CPU engine.
 
-There SGLang 0.5.17 notes the number of heads before padding on every configuration, and its Qwen2
+There SGLang 0.5.23 notes the number of heads before padding on every configuration, and its Qwen2
 then takes ``hidden_size // heads`` for the head size, whatever ``head_dim`` says; the bundled
 reasoner (8 heads of 64, hidden size 256) cannot be served so. The note is taken back where nothing
 was padded. Remove when: SGLang's Qwen2 reads ``head_dim`` first.

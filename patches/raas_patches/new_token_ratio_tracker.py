@@ -33,5 +33,6 @@ SEAMS = (
         ("reqs",),
         "leaves bounded requests out of the guess about dense ones",
         "SGLang asks a request how many slots it may take",
+        "tests/memory/test_admission.py::test_only_dense_requests_are_guessed_about",
     ),
 )
