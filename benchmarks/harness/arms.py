@@ -38,7 +38,7 @@ class Arm:
     """
 
     def __init__(self, name: str, model_path: Path, budget: int, flags: Sequence[str]) -> None:
-        self.name = name
+        self.name, self.model_path = name, model_path
         self.has_plugin = name != "default"
         self.is_evicting = is_evicting(name)
         policy = (*POLICIES[name], "--kv-budget", str(budget)) if self.has_plugin else ()

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.harness.arms import Arm
 from benchmarks.harness.prompts import Prompts
 from benchmarks.harness.rows import RowFile
+from benchmarks.harness.shapes import endless
 from benchmarks.harness.streams import TokenStreams, Window
 from raas_sglang.cpu import has_driver
 
@@ -170,8 +171,7 @@ class DecodeRun:
     def _start(self, chosen: dict[str, Any]) -> TokenStreams:
         self.arm.clear()
         params = {
-            "temperature": 0,
-            "ignore_eos": True,
+            **endless(self.load.model_path),
             "max_new_tokens": self.tokens,
             "stream_interval": self.load.interval,
             **chosen,

@@ -70,7 +70,7 @@ class RequestQueue:
         self.served: list[Served] = []
         self._url = url + "/generate"
         self._requests = requests
-        self._params = {"temperature": 0, "ignore_eos": True, **params}
+        self._params = params
         self._is_closed = False
         self._work: list[Future[None]] = []
         self._loop = asyncio.new_event_loop()

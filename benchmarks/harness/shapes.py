@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reasoner import REASONER
 
@@ -26,6 +26,15 @@ class AttentionShape(NamedTuple):
 def model_path_of(shape: str) -> Path:
     """Folder with the `config.json` of a shape."""
     return REASONER if shape == "reasoner" else SHAPES / shape
+
+
+def endless(model_path: Path) -> dict[str, Any]:
+    """Sampling parameters with which a request generates as many tokens as it may.
+
+    A request that ignores EOS is reserved in full by SGLang, so that fewer run than of requests
+    which users send. The shapes have no EOS, so theirs need not ignore it.
+    """
+    return {"temperature": 0, **({"ignore_eos": True} if model_path == REASONER else {})}
 
 
 def attention_shape(shape: str) -> AttentionShape:

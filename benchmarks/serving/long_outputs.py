@@ -33,7 +33,7 @@ from benchmarks.harness.cli import (
 from benchmarks.harness.decode_log import DecodeBatch, decode_batches, retractions
 from benchmarks.harness.prompts import Prompts
 from benchmarks.harness.rows import RowFile
-from benchmarks.harness.shapes import model_path_of
+from benchmarks.harness.shapes import endless, model_path_of
 from raas_sglang.cpu import has_driver
 
 # The answers are fetched and the servers stopped in that much of the time.
@@ -184,7 +184,7 @@ class Batch:
     def __init__(self, arm: Arm, input_ids: list[list[int]], tokens: list[int]) -> None:
         self.seconds = 0.0
         self._arm, self._began = arm, time.monotonic()
-        params = [{"temperature": 0, "ignore_eos": True, "max_new_tokens": n} for n in tokens]
+        params = [{**endless(arm.model_path), "max_new_tokens": n} for n in tokens]
         self._body = {"input_ids": input_ids, "sampling_params": params}
         self._pool = ThreadPoolExecutor(1)
         self._answers: Future[list[dict[str, Any]]] = self._pool.submit(self._ask)

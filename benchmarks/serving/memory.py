@@ -27,7 +27,7 @@ from benchmarks.harness.cli import (
 )
 from benchmarks.harness.prompts import Prompts
 from benchmarks.harness.rows import RowFile, gpu_query
-from benchmarks.harness.shapes import model_path_of
+from benchmarks.harness.shapes import endless, model_path_of
 from raas_sglang.cpu import has_driver
 
 POLL_S = 0.2
@@ -90,8 +90,9 @@ def run(arm: Arm, args: argparse.Namespace, deadline: float) -> None:
         RuntimeError: one of them did not generate what it was asked for.
     """
     lengths = [args.prompt] * args.requests
-    params = {"temperature": 0, "ignore_eos": True, "max_new_tokens": args.output}
-    prompts = Prompts(model_path_of(args.shape), args.seed).batch(lengths)
+    model_path = model_path_of(args.shape)
+    params = {**endless(model_path), "max_new_tokens": args.output}
+    prompts = Prompts(model_path, args.seed).batch(lengths)
     answers = arm.post("/generate", input_ids=prompts, sampling_params=params).json()
     short = [a for a in answers if a["meta_info"]["completion_tokens"] != args.output]
     if short or time.monotonic() > deadline:

@@ -32,7 +32,7 @@ from benchmarks.harness.deadline import OutOfTimeError
 from benchmarks.harness.decode_run import Workload
 from benchmarks.harness.gate import check_tokens
 from benchmarks.harness.rows import RowFile
-from benchmarks.harness.shapes import model_path_of
+from benchmarks.harness.shapes import endless, model_path_of
 from benchmarks.serving.online_client import NAME, run_client, write_word_tokenizer
 
 RESULTS = (
@@ -188,6 +188,11 @@ def command(
         *("--request-rate", str(rate), "--num-prompts", str(num_requests(args, rate))),
         *("--warmup-requests", str(args.warmup), "--seed", str(seed), "--disable-tqdm"),
         *("--output-file", path, "--output-details"),
+        *(
+            ()
+            if endless(model_path_of(args.shape)).get("ignore_eos")
+            else ("--disable-ignore-eos",)
+        ),
     ]
 
 

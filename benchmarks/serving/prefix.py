@@ -30,7 +30,7 @@ from benchmarks.harness.gate import check_tokens
 from benchmarks.harness.prompts import Prompts
 from benchmarks.harness.queue import Request, RequestQueue, Served
 from benchmarks.harness.rows import RowFile
-from benchmarks.harness.shapes import model_path_of
+from benchmarks.harness.shapes import endless, model_path_of
 
 POLL_S = 0.05
 # What a minute or two on a CPU can do, with the same code.
@@ -86,7 +86,7 @@ class Round:
         self._arm, self._args, self._deadline = arm, args, deadline
         arm.clear()
         mark = arm.log_size()
-        self._queue = RequestQueue(arm.server.url, self._requests(prompts), {})
+        self._queue = RequestQueue(arm.server.url, self._requests(prompts), endless(arm.model_path))
         try:
             self._queue.grow(1)
             self._wait(lambda: bool(self._queue.served and self._queue.served[0].tokens))

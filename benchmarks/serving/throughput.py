@@ -41,7 +41,7 @@ from benchmarks.harness.profiler import record_steps, write_steps
 from benchmarks.harness.prompts import Prompts
 from benchmarks.harness.queue import RequestQueue
 from benchmarks.harness.rows import RowFile
-from benchmarks.harness.shapes import model_path_of
+from benchmarks.harness.shapes import endless, model_path_of
 from benchmarks.serving.queue_run import QueueRun
 from benchmarks.serving.steady_state import Work, requests
 from raas_sglang.cpu import has_driver
@@ -170,7 +170,7 @@ class ArmBench:
 
     def queue_run(self, work: Work, pilot: int, staggered: int) -> QueueRun:
         """A queue that has sent nothing yet."""
-        params: dict[str, Any] = {"stream_interval": self.args.interval}
+        params = {**endless(self.arm.model_path), "stream_interval": self.args.interval}
         if work.budget is not None:
             params["custom_params"] = {"kv_budget": work.budget}
         source = requests(work, self.prompts, pilot, staggered)
