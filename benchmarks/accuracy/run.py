@@ -43,7 +43,7 @@ def main() -> int:
     print(f"{total} samples to collect in {len(cells)} cells", flush=True)
     try:
         asyncio.run(asyncio.wait_for(collect(cells, file, Progress(total), args), args.seconds))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         print(f"{args.seconds} s are used up; {args.out} holds what was collected", flush=True)
         return 3
     finally:
