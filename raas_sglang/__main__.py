@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from raas_sglang import SUPPORTED_SGLANG, __version__
-from raas_sglang.cpu import cpu_environment
+from raas_sglang.cpu import cpu_environment, hide_gpu
 
 _CPU_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "PYTHONPATH", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 # SGLang brings these; a report of a fault needs to name them.
@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m raas_sglang", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("check", help="verify every seam of the installed SGLang, start nothing")
+    seams = commands.add_parser("check", help="compare the installed SGLang with the tested one")
+    seams.add_argument("--deep", action="store_true", help="and play requests through it")
     cpu = commands.add_parser("cpu-env", help="print the variables that the CPU engine needs")
     cpu.add_argument("--page-size", type=int, default=1, help="SGLang's page size (tokens)")
     listener = commands.add_parser("trace", help="print what --kv-trace-endpoint publishes")
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "cpu-env":
         return print_cpu_environment(args.page_size)
-    return check() if args.command == "check" else print_trace(args.endpoint)
+    return check(args.deep) if args.command == "check" else print_trace(args.endpoint)
 
 
 def print_trace(endpoints: list[str]) -> int:
@@ -59,8 +60,14 @@ def print_cpu_environment(page_size: int) -> int:
     return 0
 
 
-def check() -> int:
-    """Prints one row for each seam; returns 0 if all are as tested, 1 if not."""
+def check(deep: bool = False) -> int:
+    """Prints one row for each seam; returns 0 if all are as tested, 1 if not.
+
+    Args:
+        deep: Whether to play requests through SGLang's scheduler as well, on the CPU.
+    """
+    if deep:
+        hide_gpu()
     warnings.simplefilter("ignore")  # SGLang's imports warn about kernels that are not asked for
     rows = [
         ("raas-sglang", "ok", f"version {__version__}"),
@@ -69,7 +76,7 @@ def check() -> int:
         _entry_point(),
     ]
     if _version("sglang") is not None:
-        rows += _seams()
+        rows += _seams(deep)
     width = max(len(name) for name, _, _ in rows)
     for name, status, text in rows:
         print(f"{name:<{width}}  {status:<5}  {text}")
@@ -92,12 +99,12 @@ def _sglang() -> Row:
     return "sglang", "WRONG", f"{wanted}, got {found or 'no sglang in this environment'}"
 
 
-def _seams() -> list[Row]:
+def _seams(deep: bool) -> list[Row]:
     try:
-        from raas_patches.check import rows
+        from raas_patches.check import played, rows
     except (ImportError, AttributeError) as error:
         return [("raas_patches", "WRONG", f"cannot be imported ({error})")]
-    return list(rows())
+    return [*rows(), *(played() if deep else ())]
 
 
 def _version(package: str) -> str | None:

@@ -30,10 +30,10 @@ import memory_model as reference
 from admission_rules import check_refusal, watched_retraction
 from memory_model import DIM, GROUP, HEADS, hashes, require
 from raas_kernels import DecodeBatch, torch_ops
+from raas_patches.probe.loop import SchedulerLoop
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.state import StateShape
-from scheduler_loop import SchedulerLoop
 
 EOS, CONTEXT, PREFILL = 1, 1280, 512
 
@@ -332,7 +332,7 @@ class Simulation:
         return reference.Snapshot(
             size,
             self.settings.slots // size,
-            torch.cat((self.allocator.free_pages, self.allocator.release_pages)).tolist(),
+            self.allocator.get_all_free_pages().tolist(),
             self.tree.texts(),
             {number: self._row(number) for number in held},
             {number: self.requests[number].kv.cache_protected_len for number in held},

@@ -31,5 +31,19 @@ def rows() -> Iterator[Row]:
         yield module, "ok", f"uses {len(targets) - len(problems)} names that are as tested"
 
 
+def played() -> Iterator[Row]:
+    """One row for each scenario that SGLang's scheduler was played through."""
+    try:
+        from raas_patches.probe.process import become_scheduler
+        from raas_patches.probe.scenarios import play
+
+        server_args = become_scheduler()
+    except Exception as error:  # noqa: BLE001 - another SGLang raises what it likes
+        yield "played", "WRONG", f"cannot be played ({type(error).__name__}: {error})"
+        return
+    for name, problem, asked in play(server_args):
+        yield _row(f"played: {name.replace('_', ' ')}", problem, asked)
+
+
 def _row(name: str, problem: str | None, why: str) -> Row:
     return name, "WRONG" if problem else "ok", problem or why

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 _STAND_IN = Path(__file__).parent
@@ -39,3 +40,15 @@ def cpu_environment(page_size: int = 1) -> dict[str, str]:
     if page_size > 1:
         environment["TRITON_INTERPRET"] = "1"
     return environment
+
+
+def hide_gpu() -> None:
+    """Lets SGLang run on the CPU in this process, whatever the machine has.
+
+    Raises:
+        RuntimeError: it is too late, since SGLang was imported.
+    """
+    if "sglang" in sys.modules:
+        raise RuntimeError("the GPU must be hidden before SGLang is imported, got it imported")
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "SGLANG_USE_CPU_ENGINE": "1"}
+    sys.path.insert(0, str(_STAND_IN))

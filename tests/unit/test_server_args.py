@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sglang.srt.arg_groups.overrides import attention_backends_of, resolving_view
 
+from raas_patches.server_args import choose_decode_backend
 from raas_sglang.cpu import cpu_environment
 
 TESTS = Path(__file__).parents[1]
@@ -87,3 +90,25 @@ def test_arguments_are_refused_by_a_process_without_the_plugin(made, pickled):
     done = run("-c", ARRIVAL, str(pickled), SGLANG_PLUGINS="none")
     assert done.returncode != 0
     assert "--kv-policy window must run in every process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("policy", "device", "asked", "decode"),
+    [
+        ("raas", "cuda", None, "flashinfer"),
+        ("raas", "cuda", "triton", "triton"),  # which is refused, not overruled
+        (None, "cuda", None, "fa3"),
+        ("raas", "cpu", None, "fa3"),
+    ],
+)
+def test_decode_runs_on_our_backend_where_it_was_left_open(policy, device, asked, decode):
+    """Prefill stays what SGLang chooses, on a Hopper GPU fa3."""
+    made = SimpleNamespace(
+        kv_policy=policy,
+        device=device,
+        attention_backend=None,
+        prefill_attention_backend=None,
+        decode_attention_backend=asked,
+    )
+    choose_decode_backend(made, lambda given: setattr(given, "attention_backend", "fa3"))
+    assert attention_backends_of(resolving_view(made)) == ("fa3", decode)

@@ -1,4 +1,4 @@
-"""SGLang's scheduler without its processes: every part that a simulation does not give is off."""
+"""SGLang's scheduler without its processes: every part that is not given to it is off."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,16 +8,15 @@ from sglang.srt.managers import scheduler
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 
-class Silent:
+class _Silent:
     """Stands for metrics, streams and channels: takes any call, says nothing, is empty."""
 
     num_generated_tokens = forward_ct_decode = 0
 
-    def __getattr__(self, name: str) -> "Silent":
+    def __getattr__(self, name: str) -> "_Silent":
         return self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        return None
+    def __call__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __len__(self) -> int:
         return 0
@@ -27,7 +26,7 @@ def _first(batch: Any, **_: Any) -> Any:
     return batch
 
 
-_SILENT = Silent()
+_SILENT = _Silent()
 _MUTE = (
     *("ipc_channels", "metrics_reporter", "output_streamer", "load_inquirer"),
     *("kv_events_publisher", "publish_load_snapshot", "load_publisher"),
@@ -49,18 +48,22 @@ _PARTS = {
 
 
 class SchedulerLoop(scheduler.Scheduler):
-    """SGLang's scheduler with the parts that a simulation gives it; every other feature is off."""
+    """SGLang's scheduler with the parts that it is given; every other feature is off."""
 
     def __init__(self, **parts: Any) -> None:
-        vars(self).update(_PARTS, **parts)
+        self.__dict__.update(_PARTS, **parts)
         self.init_running_status()
+        config = self.model_config
+        # Else SGLang imports every model that it knows, to see which of them this one is.
+        config._resolved_model_arch = config.hf_config.architectures[0]
         self.init_chunked_prefill()
-        vars(self).update(parts)
+        self.__dict__.update(parts)
         self.init_schedule_policy()
         self.init_pool_stats_observer()
         self.init_invariant_checker()
         self.init_batch_result_processor()
 
-    def __getattr__(self, name: str) -> None:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        return None
