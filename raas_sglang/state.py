@@ -1,6 +1,5 @@
 """Eviction state of all layers, indexed by SGLang's request slots."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -67,16 +66,12 @@ class EvictionState:
         device: torch.device | str,
     ) -> None:
         self.device = torch.device(device)
-
-        def zeros(fields: _Fields) -> list[torch.Tensor]:
-            return [torch.zeros(size, dtype=dtype, device=self.device) for size, dtype in fields]
-
-        self.buffers = EvictionBuffers(*zeros(_buffer_fields(config, shape, num_slots)))
-        self.step = StepBuffers(*zeros(_step_fields(shape, num_slots)))
-        self.scratch = ScoreScratch(*zeros(_scratch_fields(config, shape, num_slots, self.device)))
-        self._tables = torch.zeros(
-            (len(RequestTables._fields), num_slots), dtype=torch.int32, device=self.device
-        )
+        sizes = _sizes(config, shape, num_slots, self.device)
+        self.buffers = EvictionBuffers.zeros(sizes, self.device, shape.dtype)
+        self.step = StepBuffers.zeros(sizes, self.device, shape.dtype)
+        self.scratch = ScoreScratch.zeros(sizes, self.device, shape.dtype)
+        tables = len(RequestTables.declared())
+        self._tables = torch.zeros((tables, num_slots), dtype=torch.int32, device=self.device)
         self.capacities = torch.full((num_slots,), NO_LIMIT, dtype=torch.int64, device=self.device)
         self.epoch = 0
         self._requests = self._logical_lens = self._resident_lens = torch.empty(0)
@@ -84,12 +79,14 @@ class EvictionState:
     @staticmethod
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
         """Device memory that one more request row costs."""
-        return _bytes([*_buffer_fields(config, shape, 1), *_step_fields(shape, 1)])
+        sizes = _sizes(config, shape, 1, torch.device("cpu"))
+        return sum(kind.num_bytes(sizes, shape.dtype) for kind in (EvictionBuffers, StepBuffers))
 
     @staticmethod
     def scratch_bytes(config: RaasConfig, shape: StateShape, device: torch.device | str) -> int:
         """Device memory that is needed once, but for 4 bytes a row."""
-        return _bytes(_scratch_fields(config, shape, 0, torch.device(device)))
+        sizes = _sizes(config, shape, 0, torch.device(device))
+        return ScoreScratch.num_bytes(sizes, shape.dtype)
 
     def admit(self, slots: list[int], states: list[RequestState]) -> None:
         """Writes what requests ask for into the tables, before their first decode step.
@@ -98,14 +95,15 @@ class EvictionState:
             slots: Request slots that SGLang gave them.
             states: The requests; one that cannot evict is dense to the kernels.
         """
-        columns = [
-            [int(s.options.policy) if s.options.evicts else int(Policy.DENSE) for s in states],
-            [s.prompt_len for s in states],
-            [s.options.budget for s in states],
-            [s.options.policy.period(s.options.budget) for s in states],
-            [s.generated_len for s in states],
-            [s.capacity for s in states],
-        ]
+        asked = {
+            "policies": [s.options.policy if s.options.evicts else Policy.DENSE for s in states],
+            "prompt_lens": [s.prompt_len for s in states],
+            "budgets": [s.options.budget for s in states],
+            "periods": [s.options.policy.period(s.options.budget) for s in states],
+            "first_steps": [s.generated_len for s in states],
+        }
+        columns = [*(asked[name] for name in RequestTables.declared())]
+        columns.append([s.capacity for s in states])
         values = torch.tensor(columns, dtype=torch.int64).to(self.device, non_blocking=True)
         index = torch.tensor(slots, dtype=torch.int64).to(self.device, non_blocking=True)
         self._tables[:, index] = values[:-1].int()
@@ -161,12 +159,12 @@ class EvictionState:
 
         Args:
             req_pool_indices: [B] int64 request slots.
-            out: [5, B] int32, contiguous; where to copy them, or None for new memory.
+            out: [tables, B] int32, contiguous; where to copy them, or None for new memory.
 
         Returns:
             Tables of the rows, [B].
         """
-        return RequestTables(*torch.index_select(self._tables, 1, req_pool_indices, out=out))
+        return RequestTables.of(torch.index_select(self._tables, 1, req_pool_indices, out=out))
 
     def resident_lens(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
         """Slots that attention reads for each row: P + min(generated, L), all for dense rows.
@@ -181,35 +179,22 @@ class EvictionState:
         return torch.minimum(seq_lens, self.capacities[req_pool_indices].to(seq_lens.dtype))
 
 
-_Fields = list[tuple[tuple[int, ...], torch.dtype]]
-
-
-def _bytes(fields: _Fields) -> int:
-    return sum(math.prod(size) * dtype.itemsize for size, dtype in fields)
-
-
-def _buffer_fields(config: RaasConfig, shape: StateShape, rows: int) -> _Fields:
-    """Size and dtype of each field of `EvictionBuffers`."""
-    heads = (shape.layers, rows, shape.heads)
-    tokens = (*heads, config.max_budget)
-    moments = (shape.layers, rows, shape.query_heads, shape.head_dim)
-    return [
-        (tokens, torch.int32),
-        (tokens, torch.float32),
-        (tokens, torch.float32),
-        ((*heads, LONG_PERIOD), torch.int32),
-        (moments, torch.float32),
-        (moments, torch.float32),
-    ]
-
-
-def _step_fields(shape: StateShape, rows: int) -> _Fields:
-    """Size and dtype of each field of `StepBuffers`."""
-    return [
-        ((shape.layers, rows, shape.heads), torch.int32),
-        ((shape.layers, rows, shape.heads), torch.int32),
-        ((shape.layers, rows, shape.query_heads, shape.head_dim), shape.dtype),
-    ]
+def _sizes(
+    config: RaasConfig, shape: StateShape, rows: int, device: torch.device
+) -> dict[str, int]:
+    """What the letters of `raas_kernels.buffers` stand for in a server."""
+    return {
+        "Y": shape.layers,
+        "R": rows,
+        "M": rows,
+        "H": shape.heads,
+        "Hq": shape.query_heads,
+        "D": shape.head_dim,
+        "N": config.max_budget,
+        "V": LONG_PERIOD,
+        "G": _score_programs(device),
+        "C": 1 << (shape.query_heads // shape.heads - 1).bit_length(),
+    }
 
 
 def _score_programs(device: torch.device) -> int:
@@ -218,17 +203,3 @@ def _score_programs(device: torch.device) -> int:
         return _PROGRAMS_PER_PROCESSOR
     properties = torch.cuda.get_device_properties(device)
     return _PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)
-
-
-def _scratch_fields(
-    config: RaasConfig, shape: StateShape, rows: int, device: torch.device
-) -> _Fields:
-    """Size and dtype of each field of `ScoreScratch`."""
-    programs, group = _score_programs(device), shape.query_heads // shape.heads
-    columns = 1 << (group - 1).bit_length()
-    return [
-        ((rows,), torch.int32),
-        ((1,), torch.int32),
-        ((programs, config.max_budget + 1, columns), torch.float32),
-        ((programs, config.max_budget), torch.float32),
-    ]

@@ -53,9 +53,14 @@ class Rows:
 
     def fresh(self):
         """State as after a random past: keys, values, eviction and step buffers, and scratch."""
-        rows = len(self.slots)
+        rows, query_heads = len(self.slots), self.heads * self.group
+        sizes = {
+            **{"Y": self.layers, "R": rows + 1, "M": rows + self.padded + 3, "H": self.heads},
+            **{"Hq": query_heads, "D": self.dim, "N": self.tokens, "V": LONG_PERIOD},
+            **{"G": self.programs, "C": 1 << (self.group - 1).bit_length()},
+        }
         shape = (self.layers, rows + 1, self.heads, self.tokens)
-        query = (self.heads * self.group, self.dim)
+        moments = (self.layers, rows + 1, query_heads, self.dim)
         ages = torch.rand(shape, generator=self.generator).argsort(-1).int()
         steps = torch.zeros(rows + 1, dtype=torch.int32)
         steps[self.slots] = self.step.int()
@@ -68,27 +73,15 @@ class Rows:
             places = drawn.argsort(-1)[..., :LONG_PERIOD].int()
             victims[:, slot, :, : places.shape[2]] = places
         buffers = EvictionBuffers(
-            births,
-            self.integers(shape, 0, 999).float(),
-            self.integers(shape, 1, 99).float(),
-            victims,
-            self.small((*shape[:2], *query)).float(),
-            self.integers((*shape[:2], *query), 0, 9).float(),
+            births=births,
+            weights=self.integers(shape, 0, 999).float(),
+            value_norms=self.integers(shape, 1, 99).float(),
+            victims=victims,
+            query_means=self.small(moments).float(),
+            query_variances=self.integers(moments, 0, 9).float(),
         )
-        most = (self.layers, rows + self.padded + 3)
-        unwritten = {"dtype": torch.int32}
-        step_buffers = StepBuffers(
-            torch.full((*most, self.heads), -77, **unwritten),
-            torch.full((*most, self.heads), -77, **unwritten),
-            torch.full((*most, *query), float("nan"), dtype=self.dtype),
-        )
-        columns = 1 << (self.group - 1).bit_length()
-        scratch = ScoreScratch(
-            torch.full(most[1:], -77, **unwritten),
-            torch.full((1,), -77, **unwritten),
-            torch.full((self.programs, self.tokens + 1, columns), float("nan")),
-            torch.full((self.programs, self.tokens), float("nan")),
-        )
+        step_buffers = poisoned(StepBuffers.zeros(sizes, "cpu", self.dtype))
+        scratch = poisoned(ScoreScratch.zeros(sizes, "cpu", self.dtype))
         keys = self.small((self.layers, self.total, self.heads, self.dim))
         values = torch.full_like(keys, float("nan"))
         rows = zip(self.kv_slots, self.prompt, self.step, self.policies, strict=True)
@@ -117,14 +110,29 @@ class Rows:
         locations = torch.where(dense | (self.step < self.budgets), locations, 0)
         # FlashInfer's table of the same size at every step, so that a graph can be replayed.
         indptr = torch.arange(len(self.slots) + self.padded + 1) * self.kv_slots.shape[1]
-        tables = (self.policies, self.prompt, self.budgets, self.periods, self.first_steps)
-        columns = (self.slots, self.prompt + self.step, locations)
-        # Padded rows of a CUDA graph point to request row 0 and KV slot 0, with length 1.
-        padded = [torch.cat([column, torch.zeros(self.padded).long()]) for column in columns]
-        filled = [torch.cat([table, torch.zeros(self.padded).long()]).int() for table in tables]
+
+        def padded(column):
+            """Padded rows of a CUDA graph point to request row 0 and KV slot 0, with length 1."""
+            return torch.cat([column, torch.zeros(self.padded).long()])
+
         return DecodeBatch(
-            *padded,
-            indptr.int(),
-            self.kv_slots.flatten().int(),
-            RequestTables(*filled),
+            req_pool_indices=padded(self.slots),
+            positions=padded(self.prompt + self.step),
+            out_cache_loc=padded(locations),
+            kv_indptr=indptr.int(),
+            kv_indices=self.kv_slots.flatten().int(),
+            requests=RequestTables(
+                policies=padded(self.policies).int(),
+                prompt_lens=padded(self.prompt).int(),
+                budgets=padded(self.budgets).int(),
+                periods=padded(self.periods).int(),
+                first_steps=padded(self.first_steps).int(),
+            ),
         )
+
+
+def poisoned(record):
+    """Fills a record so that whatever is read before it was written shows."""
+    for value in record.tensors().values():
+        value.fill_(float("nan") if value.is_floating_point() else -77)
+    return record

@@ -315,13 +315,20 @@ class Simulation:
         resident = lens.tolist()
         tables = state.rows(requests)
         slots = [table[r, :n].tolist() for r, n in zip(requests.tolist(), resident, strict=True)]
-        plan, held = (state.epoch, resident), (slots, torch.stack(tables).tolist())
+        asked = [column.tolist() for column in tables.tensors().values()]
+        plan, held = (state.epoch, resident), (slots, asked)
         same = plan != self.plan[0] or held == self.plan[1]
         require(same, "stale_plan", f"{held}, not {self.plan[1]}")
         self.plan = plan, held
-        indptr, positions = requests * table.shape[1], batch.seq_lens - 1
-        where = requests, positions, batch.out_cache_loc, indptr, table.view(-1), tables
-        return DecodeBatch(*where), resident
+        rows = DecodeBatch(
+            req_pool_indices=requests,
+            positions=batch.seq_lens - 1,
+            out_cache_loc=batch.out_cache_loc,
+            kv_indptr=requests * table.shape[1],
+            kv_indices=table.view(-1),
+            requests=tables,
+        )
+        return rows, resident
 
     def _row(self, number: int) -> list[int]:
         req = self.requests[number]

@@ -35,8 +35,12 @@ class Kept:
 
 def buffers():
     shape, unused = (LAYERS, SLOTS, HEADS, TOKENS), torch.empty(0)
-    births = torch.randint(0, 1000, shape, dtype=torch.int32)
-    return EvictionBuffers(births, torch.rand(shape), *[unused] * 4)
+    names = ("value_norms", "victims", "query_means", "query_variances")
+    return EvictionBuffers(
+        births=torch.randint(0, 1000, shape, dtype=torch.int32),
+        weights=torch.rand(shape),
+        **dict.fromkeys(names, unused),
+    )
 
 
 def request(generated, policy=Policy.RAAS):

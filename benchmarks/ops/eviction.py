@@ -83,15 +83,22 @@ class Workload:
     def _batch(self, offsets: torch.Tensor) -> DecodeBatch:
         """The rows at some steps after saturation: of an offset of -1 all are scored."""
         resident = PROMPT_LEN + self.budget
-        columns = (int(self.kind), PROMPT_LEN, self.budget, self.period, 0)
+
+        def column(value: int) -> torch.Tensor:
+            return torch.full((self.rows,), value, dtype=torch.int32, device="cuda")
+
         return DecodeBatch(
-            torch.arange(1, self.rows + 1, device="cuda"),
-            (PROMPT_LEN + 2 * self.budget + offsets).long().cuda(),
-            1 + torch.arange(self.rows, device="cuda"),
-            torch.arange(self.rows + 1, dtype=torch.int32, device="cuda") * resident,
-            self._kv_slots(self.rows * resident),
-            RequestTables(
-                *(torch.full((self.rows,), c, dtype=torch.int32, device="cuda") for c in columns)
+            req_pool_indices=torch.arange(1, self.rows + 1, device="cuda"),
+            positions=(PROMPT_LEN + 2 * self.budget + offsets).long().cuda(),
+            out_cache_loc=1 + torch.arange(self.rows, device="cuda"),
+            kv_indptr=torch.arange(self.rows + 1, dtype=torch.int32, device="cuda") * resident,
+            kv_indices=self._kv_slots(self.rows * resident),
+            requests=RequestTables(
+                policies=column(self.kind),
+                prompt_lens=column(PROMPT_LEN),
+                budgets=column(self.budget),
+                periods=column(self.period),
+                first_steps=column(0),
             ),
         )
 

@@ -1,15 +1,7 @@
 """Device code of RaaS and its plain-torch counterpart; imports torch and Triton, never SGLang."""
 
-from raas_kernels.layout import (
-    DecodeBatch,
-    EvictionBuffers,
-    KeyCaches,
-    Policy,
-    RequestTables,
-    ScoreScratch,
-    StepBuffers,
-    StepOptions,
-)
+from raas_kernels.buffers import EvictionBuffers, RequestTables, ScoreScratch, StepBuffers
+from raas_kernels.layout import DecodeBatch, KeyCaches, Policy, StepOptions
 
 __all__ = [
     "DecodeBatch",

@@ -7,15 +7,9 @@ its victim, the page table), and here the layers wait for them together, not in 
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import (
-    LONG_PERIOD,
-    PAPER_PAGE,
-    DecodeBatch,
-    EvictionBuffers,
-    StepBuffers,
-    StepOptions,
-    require_layout,
-)
+from raas_kernels.buffers import EvictionBuffers, StepBuffers, require_rows
+from raas_kernels.layout import PAPER_PAGE, DecodeBatch, StepOptions
+from raas_kernels.record import agreed
 from raas_kernels.select import RAAS, RAAS_PAPER, RANDOM, WINDOW, mixed
 
 _PAPER_PAGE = tl.constexpr(PAPER_PAGE)
@@ -27,42 +21,27 @@ def claim_slots(
     """As of `raas_kernels.ops.Ops.claim_slots`; asynchronous and CUDA-graph safe.
 
     Raises:
-        ValueError: targets or places are laid out otherwise, or too few.
+        ValueError: a tensor is laid out otherwise, or too small.
     """
-    layers, request_rows, heads, most = buffers.births.shape
-    rows, max_rows = batch.positions.shape[0], step.targets.shape[1]
+    rows = batch.positions.shape[0]
     if rows == 0:
         return
-    for name in ("targets", "places"):
-        require_layout(name, getattr(step, name), (layers, max_rows, heads), buffers.births.dtype)
-    if max_rows < rows:
-        raise ValueError(
-            f"step buffers must hold the batch's {rows} rows, got {max_rows}; allocate them for "
-            "the largest batch"
-        )
-    _claim_slots_kernel[(rows, layers)](
-        step.targets,
-        step.places,
-        batch.req_pool_indices,
-        batch.positions,
-        batch.out_cache_loc,
-        batch.kv_indptr,
-        batch.kv_indices,
-        batch.requests.policies,
-        batch.requests.prompt_lens,
-        batch.requests.budgets,
-        batch.requests.periods,
-        buffers.births,
-        buffers.weights,
-        buffers.victims,
-        options.layer_offset,
-        options.head_offset,
-        request_rows,
-        max_rows,
-        most,
-        HEADS=heads,
-        BLOCK_HEADS=triton.next_power_of_2(heads),
-        VICTIMS=LONG_PERIOD,
+    sizes = agreed(step, buffers)
+    require_rows(step, rows)
+    _claim_slots_kernel[(rows, sizes["Y"])](
+        **step.pointers("targets", "places"),
+        **batch.pointers("req_pool_indices", "positions", "out_cache_loc"),
+        **batch.pointers("kv_indptr", "kv_indices"),
+        **batch.requests.pointers("policies", "prompt_lens", "budgets", "periods"),
+        **buffers.pointers("births", "weights", "victims"),
+        layer_offset=options.layer_offset,
+        head_offset=options.head_offset,
+        request_rows=sizes["R"],
+        max_rows=sizes["M"],
+        most=sizes["N"],
+        HEADS=sizes["H"],
+        BLOCK_HEADS=triton.next_power_of_2(sizes["H"]),
+        VICTIMS=sizes["V"],
         num_warps=1,
     )
 

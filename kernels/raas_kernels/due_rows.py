@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import DecodeBatch, ScoreScratch
+from raas_kernels.buffers import ScoreScratch
+from raas_kernels.layout import DecodeBatch
 from raas_kernels.select import RAAS
 
 _BLOCK_ROWS = 1024
@@ -20,14 +21,10 @@ def list_due_rows(scratch: ScoreScratch, batch: DecodeBatch) -> None:
         batch: Rows of the step.
     """
     _list_due_rows_kernel[(1,)](
-        scratch.due_rows,
-        scratch.due_count,
-        batch.positions,
-        batch.requests.policies,
-        batch.requests.prompt_lens,
-        batch.requests.budgets,
-        batch.requests.periods,
-        batch.positions.shape[0],
+        **scratch.pointers("due_rows", "due_count"),
+        **batch.pointers("positions"),
+        **batch.requests.pointers("policies", "prompt_lens", "budgets", "periods"),
+        num_rows=batch.positions.shape[0],
         BLOCK_ROWS=_BLOCK_ROWS,
     )
 

@@ -1,15 +1,15 @@
-"""The tensors that every op shares.
+"""What product and kernels agree on: policies, numbers of the rules, and a decode step's inputs.
 
-Letters in shapes: ``B`` rows of a decode batch, ``M`` rows of the largest one, ``R`` request rows
-of SGLang's `ReqToTokenPool` (row 0 is its padding row), ``Y`` layers, ``Hq`` query heads, ``H`` KV
-heads, ``D`` head size, ``S`` KV slots, ``N`` tokens of the largest budget, ``G`` programs that
-score. The *place* of a generated token is its index in the budget of its request, from 0 to L - 1.
+Letters in shapes are those of `raas_kernels.buffers`; ``S`` are KV slots.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
+
+from raas_kernels.buffers import RequestTables
 
 # Bytes; kernels are compiled for caches that begin at multiples of it.
 ALIGNMENT = 16
@@ -57,99 +57,8 @@ class Policy(IntEnum):
         return 1 if self in (Policy.RAAS_PAPER, Policy.H2O) else 0
 
 
-class RequestTables(NamedTuple):
-    """What requests were admitted with; constant while a request runs.
-
-    One entry for each request row [R] where the server keeps it, or for each row [B] of a batch.
-
-    Attributes:
-        policies: int32. A `Policy`; 0 (dense) for free rows and for the padding row.
-        prompt_lens: int32. P, tokens before the first generated one.
-        budgets: int32. L, a multiple of `BUDGET_UNIT`.
-        periods: int32. `Policy.period`.
-        first_steps: int32. Generated tokens that were prefilled when the request was admitted last,
-            0 unless it was retracted; of earlier steps there are no queries.
-    """
-
-    policies: torch.Tensor
-    prompt_lens: torch.Tensor
-    budgets: torch.Tensor
-    periods: torch.Tensor
-    first_steps: torch.Tensor
-
-
-class EvictionBuffers(NamedTuple):
-    """Eviction state, of all layers or of one (then without the dimension Y).
-
-    Attributes:
-        births: [Y, R, H, N] int32. Step that generated the token in each place; unique. Written by
-            `claim_slots`.
-        weights: [Y, R, H, N] float32. What the policy knows of each token; 0 at birth. raas: its
-            importance when it was scored last. raas-paper: its timestamp, the largest of a page
-            counts. h2o: the attention probability that it has gathered. Written by `claim_slots`
-            and `score_tokens`.
-        value_norms: [Y, R, H, N] float32. Euclidean norm of the token's value. Written by
-            `store_decode`.
-        victims: [Y, R, H, LONG_PERIOD] int32. Places that the steps up to the next choice
-            overwrite, in their order; raas-paper: one page. Written by `score_tokens`.
-        query_means: [Y, R, Hq, D] float32. Mean of the row's recent queries, for raas. Written by
-            `store_decode`.
-        query_variances: [Y, R, Hq, D] float32. Variance of each of their dimensions, likewise.
-    """
-
-    births: torch.Tensor
-    weights: torch.Tensor
-    value_norms: torch.Tensor
-    victims: torch.Tensor
-    query_means: torch.Tensor
-    query_variances: torch.Tensor
-
-    def layer(self, index: int) -> "EvictionBuffers":
-        """Views of one layer, counted from this rank's first."""
-        return EvictionBuffers(*(tensor[index] for tensor in self))
-
-
-class StepBuffers(NamedTuple):
-    """What one decode step passes between its begin, its layers and its end.
-
-    All layers begin at once, in `claim_slots`, and end at once, in `score_tokens`; what is left for
-    each layer is to store. Only the batch's rows are ever read.
-
-    Attributes:
-        targets: [Y, M, H] int32. KV slot that each head writes this step's token to.
-        places: [Y, M, H] int32. Its place in the budget; -1 for dense rows.
-        queries: [Y, M, Hq, D], dtype of the KV cache. This step's queries, of rows that are scored
-            at every step.
-    """
-
-    targets: torch.Tensor
-    places: torch.Tensor
-    queries: torch.Tensor
-
-    def layer(self, index: int) -> "StepBuffers":
-        """Views of one layer, counted from this rank's first."""
-        return StepBuffers(*(tensor[index] for tensor in self))
-
-
-class ScoreScratch(NamedTuple):
-    """What `score_tokens` works with; nothing in it outlives the op.
-
-    Attributes:
-        due_rows: [M] int32. The rows that are scored, as many as ``due_count`` says.
-        due_count: [1] int32.
-        logits: [G, N + 1, C] float32. Logits of the head that each program has in hand, C the query
-            heads of a KV head rounded up to a power of two, and their normalisers last. So many
-            programs share the heads of all layers and due rows.
-        scores: [G, N] float32. Scores of its tokens.
-    """
-
-    due_rows: torch.Tensor
-    due_count: torch.Tensor
-    logits: torch.Tensor
-    scores: torch.Tensor
-
-
-class DecodeBatch(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class DecodeBatch:
     """Where the rows of one decode step live.
 
     Everything is the step's own copy: a replayed CUDA graph may run after the scheduler has given a
@@ -171,6 +80,10 @@ class DecodeBatch(NamedTuple):
     kv_indptr: torch.Tensor
     kv_indices: torch.Tensor
     requests: RequestTables
+
+    def pointers(self, *names: str) -> dict[str, torch.Tensor]:
+        """Arguments of a kernel: the named tensors under their names with ``_ptr``."""
+        return {f"{name}_ptr": getattr(self, name) for name in names}
 
 
 class KeyCaches(NamedTuple):
@@ -212,28 +125,3 @@ class StepOptions(NamedTuple):
     head_offset: int
     layer_offset: int = 0
     scaling: float = 1.0
-
-
-def require_layout(
-    name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], dtype: torch.dtype
-) -> None:
-    """Checks that a kernel can address a tensor.
-
-    Args:
-        name: What the error calls it.
-        tensor: To be checked.
-        shape: What it must be; None where any size will do.
-        dtype: What it must be.
-
-    Raises:
-        ValueError: it has another shape or type, or is not contiguous.
-    """
-    fits = tensor.dim() == len(shape) and all(
-        want is None or size == want for size, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not (fits and tensor.dtype == dtype and tensor.is_contiguous()):
-        sizes = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"{name} must be contiguous {dtype} [{sizes}], got {tensor.dtype} "
-            f"{list(tensor.shape)} with strides {tensor.stride()}"
-        )

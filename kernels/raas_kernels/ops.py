@@ -6,14 +6,8 @@ from typing import Protocol
 import torch
 
 from raas_kernels import torch_ops
-from raas_kernels.layout import (
-    DecodeBatch,
-    EvictionBuffers,
-    KeyCaches,
-    ScoreScratch,
-    StepBuffers,
-    StepOptions,
-)
+from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers
+from raas_kernels.layout import DecodeBatch, KeyCaches, StepOptions
 
 
 class Ops(Protocol):

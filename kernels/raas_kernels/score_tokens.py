@@ -11,19 +11,11 @@ the other, and keeps its logits in scratch of its own until it has chosen.
 import triton
 import triton.language as tl
 
+from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers, require_rows
 from raas_kernels.choose_victims import h2o_victim, paper_victim, raas_victims
 from raas_kernels.due_rows import list_due_rows
-from raas_kernels.layout import (
-    ALIGNMENT,
-    SPREAD,
-    DecodeBatch,
-    EvictionBuffers,
-    KeyCaches,
-    ScoreScratch,
-    StepBuffers,
-    StepOptions,
-    require_layout,
-)
+from raas_kernels.layout import ALIGNMENT, SPREAD, DecodeBatch, KeyCaches, StepOptions
+from raas_kernels.record import agreed
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
 _TILE_TOKENS = 64  # of 16-bit numbers; of wider ones fewer fit
@@ -49,40 +41,31 @@ def score_tokens(
     Raises:
         ValueError: a tensor is laid out otherwise.
     """
-    layers, request_rows, heads, most = buffers.births.shape
     rows, cache = batch.positions.shape[0], keys.layers[0]
     if rows == 0:
         return
-    query_heads, head_dim = buffers.query_means.shape[2:]
-    group = query_heads // heads
-    members = triton.next_power_of_2(group)
-    _require_layout(scratch, keys, step, rows, buffers, members)
+    sizes = agreed(step, scratch, buffers)
+    require_rows(step, rows)
+    _require_keys(keys, step, sizes)
     list_due_rows(scratch, batch)
-    block_tokens = triton.next_power_of_2(most)
-    _score_tokens_kernel[(min(scratch.scores.shape[0], rows * layers * heads),)](
-        scratch.due_rows,
-        scratch.due_count,
-        scratch.logits,
-        scratch.scores,
-        keys.pointers,
-        cache,
-        step.queries,
-        batch.req_pool_indices,
-        batch.positions,
-        batch.kv_indptr,
-        batch.kv_indices,
-        batch.requests.policies,
-        batch.requests.prompt_lens,
-        batch.requests.budgets,
-        batch.requests.periods,
-        *buffers,
-        options.scaling,
-        0.5 * SPREAD * options.scaling**2,
-        request_rows,
-        layers,
-        step.queries.shape[1],
-        most,
-        cache.stride(0),
+    layers, heads, head_dim, most = (sizes[letter] for letter in ("Y", "H", "D", "N"))
+    group, block_tokens = sizes["Hq"] // heads, triton.next_power_of_2(most)
+    members = triton.next_power_of_2(group)
+    _score_tokens_kernel[(min(sizes["G"], rows * layers * heads),)](
+        **scratch.pointers(),
+        pointers_ptr=keys.pointers,
+        key_cache_ptr=cache,
+        **step.pointers("queries"),
+        **batch.pointers("req_pool_indices", "positions", "kv_indptr", "kv_indices"),
+        **batch.requests.pointers("policies", "prompt_lens", "budgets", "periods"),
+        **buffers.pointers(),
+        scaling=options.scaling,
+        curvature=0.5 * SPREAD * options.scaling**2,
+        request_rows=sizes["R"],
+        num_layers=layers,
+        max_rows=sizes["M"],
+        most=most,
+        stride_key_cache=cache.stride(0),
         HEADS=heads,
         GROUP=group,
         BLOCK_GROUP=members,
@@ -92,7 +75,7 @@ def score_tokens(
         TILE_TOKENS=_TILE_TOKENS * 2 // cache.element_size(),
         TOKENS=max(16, min(_LOGITS // members, block_tokens)),
         BLOCK_TOKENS=block_tokens,
-        VICTIMS=buffers.victims.shape[3],
+        VICTIMS=sizes["V"],
         # The interpreter would multiply the bits of bfloat16.
         WIDE=cache.device.type == "cpu" or cache.element_size() > 2,
         num_warps=4 if block_tokens <= 8192 else 8,
@@ -100,38 +83,15 @@ def score_tokens(
     )
 
 
-def _require_layout(
-    scratch: ScoreScratch,
-    keys: KeyCaches,
-    step: StepBuffers,
-    rows: int,
-    buffers: EvictionBuffers,
-    members: int,
-) -> None:
-    layers, request_rows, heads, most = buffers.births.shape
-    query_heads, head_dim = buffers.query_means.shape[2:]
-    cache, programs = keys.layers[0], scratch.scores.shape[0]
-    if cache.stride()[1:] != (head_dim, 1) or len(keys.pointers) != layers:
+def _require_keys(keys: KeyCaches, step: StepBuffers, sizes: dict[str, int]) -> None:
+    cache = keys.layers[0]
+    if cache.stride()[1:] != (sizes["D"], 1) or len(keys.pointers) != sizes["Y"]:
         raise ValueError(
-            f"keys must be {layers} caches with contiguous heads of {head_dim}, got "
+            f"keys must be {sizes['Y']} caches with contiguous heads of {sizes['D']}, got "
             f"{len(keys.pointers)} with strides {cache.stride()}"
         )
-    if scratch.due_rows.shape[0] < rows or programs == 0:
-        raise ValueError(
-            f"scratch must be for {rows} rows and for some programs, got "
-            f"{scratch.due_rows.shape[0]} and {programs}"
-        )
-    wide = scratch.scores.dtype
-    require_layout("logits", scratch.logits, (programs, most + 1, members), wide)
-    require_layout("scores", scratch.scores, (programs, most), wide)
-    require_layout("queries", step.queries, (layers, None, query_heads, head_dim), cache.dtype)
-    of_tokens = (layers, request_rows, heads, most)
-    require_layout("weights", buffers.weights, of_tokens, wide)
-    require_layout("value_norms", buffers.value_norms, of_tokens, wide)
-    require_layout("victims", buffers.victims, (*of_tokens[:3], None), buffers.births.dtype)
-    require_layout(
-        "query_variances", buffers.query_variances, tuple(buffers.query_means.shape), wide
-    )
+    if step.queries.dtype != cache.dtype:
+        raise ValueError(f"queries must be {cache.dtype} as the keys, got {step.queries.dtype}")
 
 
 @triton.jit

@@ -13,13 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.layout import (
-    QUERY_MEMORY,
-    DecodeBatch,
-    EvictionBuffers,
-    StepBuffers,
-    require_layout,
-)
+from raas_kernels.buffers import EvictionBuffers, StepBuffers, require_rows
+from raas_kernels.layout import QUERY_MEMORY, DecodeBatch
+from raas_kernels.record import agreed
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
 
@@ -41,39 +37,28 @@ def store_decode(
     rows, heads, head_dim = k.shape
     if rows == 0:
         return
-    _check_inputs(q, k, v)
-    _check_buffers(q, heads, step, buffers)
-    if step.targets.shape[0] < rows:
-        raise ValueError(
-            f"step buffers must hold the batch's {rows} rows, got {step.targets.shape[0]}; "
-            "allocate them for the largest batch"
-        )
-    group = q.shape[1] // heads
+    sizes = agreed(step, buffers)
+    require_rows(step, rows)
+    _check_inputs(q, k, v, step, sizes)
+    group = sizes["Hq"] // heads
     overlaps = _has_dependent_launch(q.device)
     _store_decode_kernel[(2 * heads, rows)](
-        q,
-        k,
-        v,
-        key_cache,
-        value_cache,
-        step.targets,
-        step.places,
-        step.queries,
-        batch.req_pool_indices,
-        batch.positions,
-        batch.requests.policies,
-        batch.requests.prompt_lens,
-        batch.requests.first_steps,
-        buffers.value_norms,
-        buffers.query_means,
-        buffers.query_variances,
-        1 - math.exp(-1 / QUERY_MEMORY),
-        buffers.births.shape[-1],
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        key_cache.stride(0),
-        value_cache.stride(0),
+        q_ptr=q,
+        k_ptr=k,
+        v_ptr=v,
+        key_cache_ptr=key_cache,
+        value_cache_ptr=value_cache,
+        **step.pointers("targets", "places", "queries"),
+        **batch.pointers("req_pool_indices", "positions"),
+        **batch.requests.pointers("policies", "prompt_lens", "first_steps"),
+        **buffers.pointers("value_norms", "query_means", "query_variances"),
+        least_share=1 - math.exp(-1 / QUERY_MEMORY),
+        most=sizes["N"],
+        stride_q=q.stride(0),
+        stride_k=k.stride(0),
+        stride_v=v.stride(0),
+        stride_key_cache=key_cache.stride(0),
+        stride_value_cache=value_cache.stride(0),
         HEADS=heads,
         GROUP=group,
         HEAD_DIM=head_dim,
@@ -90,30 +75,23 @@ def _has_dependent_launch(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _check_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _check_inputs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, step: StepBuffers, sizes: dict[str, int]
+) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 3 or tensor.stride(2) != 1 or tensor.stride(1) != tensor.shape[2]:
             raise ValueError(
                 f"{name} must be [B, heads, D] with contiguous heads, got shape "
                 f"{tuple(tensor.shape)} and strides {tensor.stride()}"
             )
-    if v.shape != k.shape or q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1]:
+    heads, query_heads, dim = sizes["H"], sizes["Hq"], sizes["D"]
+    if k.shape[1:] != (heads, dim) or v.shape != k.shape or q.shape[1:] != (query_heads, dim):
         raise ValueError(
-            "k and v must have one shape and q a multiple of its heads, got "
+            f"k and v must be [B, {heads}, {dim}] and q [B, {query_heads}, {dim}], got "
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
-
-
-def _check_buffers(
-    q: torch.Tensor, heads: int, step: StepBuffers, buffers: EvictionBuffers
-) -> None:
-    of_query = (None, *q.shape[1:])
-    require_layout("targets", step.targets, (None, heads), torch.int32)
-    require_layout("places", step.places, (None, heads), torch.int32)
-    require_layout("queries", step.queries, of_query, q.dtype)
-    require_layout("query_means", buffers.query_means, of_query, torch.float32)
-    require_layout("query_variances", buffers.query_variances, of_query, torch.float32)
-    require_layout("value_norms", buffers.value_norms, (None, heads, None), torch.float32)
+    if step.queries.dtype != q.dtype:
+        raise ValueError(f"queries must be {q.dtype} as q, got {step.queries.dtype}")
 
 
 @triton.jit

@@ -5,17 +5,15 @@ from typing import NamedTuple
 
 import torch
 
+from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers
 from raas_kernels.layout import (
     AGEING,
     PAPER_PAGE,
     QUERY_MEMORY,
     SPREAD,
     DecodeBatch,
-    EvictionBuffers,
     KeyCaches,
     Policy,
-    ScoreScratch,
-    StepBuffers,
     StepOptions,
 )
 
@@ -140,8 +138,12 @@ class _Heads(NamedTuple):
 
     @classmethod
     def of(cls, row: _Row, state: EvictionBuffers, held: int) -> "_Heads":
-        births, weights, value_norms = (table[row.slot, :, :held] for table in state[:3])
-        return cls(births, weights, value_norms, state.victims[row.slot])
+        return cls(
+            births=state.births[row.slot, :, :held],
+            weights=state.weights[row.slot, :, :held],
+            value_norms=state.value_norms[row.slot, :, :held],
+            victims=state.victims[row.slot],
+        )
 
     def newest(self, row: _Row, count: int) -> torch.Tensor:
         """The newest tokens: [H, held] bool."""
@@ -211,18 +213,19 @@ class _Rows(NamedTuple):
     first_steps: torch.Tensor
 
     def where(self, mask: torch.Tensor) -> "_Rows":
-        return _Rows(*(column[mask] for column in self))
+        return _Rows._make(column[mask] for column in self)
 
     def each(self) -> list[_Row]:
         """The rows one by one."""
-        return [_Row(*row) for row in torch.stack(tuple(self), 1).tolist()]
+        return [_Row._make(row) for row in torch.stack(tuple(self), 1).tolist()]
 
 
 def _rows(batch: DecodeBatch, mask: torch.Tensor) -> _Rows:
-    tables = (table.long() for table in batch.requests)
+    tables = {name: table.long() for name, table in batch.requests.tensors().items()}
     step = batch.positions.long() - batch.requests.prompt_lens
     index = torch.arange(step.shape[0], device=step.device)
-    return _Rows(index, batch.req_pool_indices.long(), step, *tables).where(mask)
+    slots = batch.req_pool_indices.long()
+    return _Rows(row=index, slots=slots, step=step, **tables).where(mask)
 
 
 def _mixed(step: torch.Tensor, layer_id: int, heads: torch.Tensor) -> torch.Tensor:

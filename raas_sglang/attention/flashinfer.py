@@ -64,7 +64,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def init_cuda_graph_state(self, max_bs: int, *args: Any, **kwargs: Any) -> None:
         """Allocates what the graphs of all batch sizes share."""
         super().init_cuda_graph_state(max_bs, *args, **kwargs)
-        size = len(RequestTables._fields) * max_bs
+        size = len(RequestTables.declared()) * max_bs
         self._graph_tables = torch.zeros(size, dtype=torch.int32, device=self.pool.device)
 
     def init_forward_metadata_out_graph(
@@ -85,7 +85,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         seen = self.with_resident_lens(forward_batch, lens)
         with self._plan():
             super().init_forward_metadata_out_graph(seen, in_capture=in_capture)
-        fields = len(RequestTables._fields)
+        fields = len(RequestTables.declared())
         tables = self._graph_tables[: fields * batch_size].view(fields, batch_size)
         requests = self.pool.state.rows(forward_batch.req_pool_indices[:batch_size], out=tables)
         if in_capture:
@@ -160,12 +160,12 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         self, forward_batch: "ForwardBatch", wrapper: "Wrapper", requests: RequestTables
     ) -> DecodeBatch:
         return DecodeBatch(
-            forward_batch.req_pool_indices,
-            forward_batch.positions,
-            forward_batch.out_cache_loc,
-            self.kv_indptr[0],
-            wrapper._paged_kv_indices_buf,
-            requests,
+            req_pool_indices=forward_batch.req_pool_indices,
+            positions=forward_batch.positions,
+            out_cache_loc=forward_batch.out_cache_loc,
+            kv_indptr=self.kv_indptr[0],
+            kv_indices=wrapper._paged_kv_indices_buf,
+            requests=requests,
         )
 
 

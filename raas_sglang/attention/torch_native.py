@@ -36,12 +36,12 @@ class RaasTorchNativeAttnBackend(InPlaceDecode, TorchNativeAttnBackend):
         table = self.req_to_token_pool.req_to_token
         requests = forward_batch.req_pool_indices
         self.rows = DecodeBatch(
-            requests,
-            forward_batch.positions,
-            forward_batch.out_cache_loc,
-            requests.long() * table.shape[1],
-            table.view(-1),
-            self.pool.state.rows(requests),
+            req_pool_indices=requests,
+            positions=forward_batch.positions,
+            out_cache_loc=forward_batch.out_cache_loc,
+            kv_indptr=requests.long() * table.shape[1],
+            kv_indices=table.view(-1),
+            requests=self.pool.state.rows(requests),
         )
         self._seen = self.with_resident_lens(forward_batch, self.resident_lens(forward_batch))
         self.claim_slots()

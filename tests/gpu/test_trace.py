@@ -13,7 +13,8 @@ pytestmark = pytest.mark.gpu
 
 def test_a_sample_is_of_its_step_and_nobody_waits_for_it():
     """The stream is busy before and overwritten after; any synchronisation would raise."""
-    kept, state = Kept(), EvictionBuffers(*(tensor.cuda() for tensor in buffers()))
+    kept = Kept()
+    state = EvictionBuffers(**{name: value.cuda() for name, value in buffers().tensors().items()})
     sampler = TokenSampler(state, CONFIG, kept, 0, 0)
     slots, expected = torch.tensor([4, 2], device="cuda"), []
     torch.cuda.synchronize()
@@ -21,11 +22,11 @@ def test_a_sample_is_of_its_step_and_nobody_waits_for_it():
     try:
         for step in (33, 34):
             torch.cuda._sleep(200_000_000)
-            for tensor in state[:2]:
+            for tensor in (state.births, state.weights):
                 tensor.fill_(step)
             sampler.sample(slots, [("a", request(step)), ("b", request(step))])
             expected.append(step)
-        for tensor in state[:2]:
+        for tensor in (state.births, state.weights):
             tensor.fill_(-1)
         assert not torch.cuda.current_stream().query(), "the samples were not waited for"
     finally:

@@ -18,11 +18,26 @@ def listed(device, policies, prompt_lens, budgets, steps):
     positions = [prompt + step for prompt, step in zip(prompt_lens, steps, strict=True)]
     periods = [Policy(p).period(budget) for p, budget in zip(policies, budgets, strict=True)]
     unused = column([])
-    tables = RequestTables(*map(column, (policies, prompt_lens, budgets, periods, [])))
-    batch = DecodeBatch(unused, column(positions, torch.int64), unused, unused, unused, tables)
+    tables = RequestTables(
+        policies=column(policies),
+        prompt_lens=column(prompt_lens),
+        budgets=column(budgets),
+        periods=column(periods),
+        first_steps=unused,
+    )
+    batch = DecodeBatch(
+        req_pool_indices=unused,
+        positions=column(positions, torch.int64),
+        out_cache_loc=unused,
+        kv_indptr=unused,
+        kv_indices=unused,
+        requests=tables,
+    )
     due_rows = torch.full((len(steps) + 1,), -77, dtype=torch.int32, device=device)
     nothing = torch.empty(0, device=device)
-    scratch = ScoreScratch(due_rows, column([-77]), nothing, nothing)
+    scratch = ScoreScratch(
+        due_rows=due_rows, due_count=column([-77]), logits=nothing, scores=nothing
+    )
     list_due_rows(scratch, batch)
     return due_rows.tolist(), scratch.due_count.item()
 

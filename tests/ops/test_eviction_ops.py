@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from made_up_rows import poisoned
 from raas_kernels import (
     DecodeBatch,
     EvictionBuffers,
@@ -52,15 +53,16 @@ class Engine:
         self.options = StepOptions(HEAD_OFFSET, layer_offset=FIRST_LAYER, scaling=SCALING)
         self.slots = list(range(1, len(requests) + 1))
         random.Random(7).shuffle(self.slots)
-        columns = zip(
-            *(
-                (r.kind, r.prompt_len, r.budget, r.kind.period(r.budget), r.first_step)
-                for r in requests
-            ),
-            strict=True,
-        )
+
+        def column(values):
+            return torch.tensor(list(values), dtype=torch.int32, device=device)
+
         self.tables = RequestTables(
-            *(torch.tensor(column, dtype=torch.int32, device=device) for column in columns)
+            policies=column(r.kind for r in requests),
+            prompt_lens=column(r.prompt_len for r in requests),
+            budgets=column(r.budget for r in requests),
+            periods=column(r.kind.period(r.budget) for r in requests),
+            first_steps=column(r.first_step for r in requests),
         )
         self._poison()
         self._lay_out()
@@ -81,32 +83,16 @@ class Engine:
 
     def _poison(self):
         """Buffers in which whatever is read before it was written shows."""
-        rows, tokens = len(self.requests), max(r.budget for r in self.requests)
-        shape = (self.layers, rows + 1, self.heads, tokens)
-        query = (self.heads * self.group, self.dim)
-
-        def integers(*size):
-            return torch.full(size, -77, dtype=torch.int32, device=self.device)
-
-        def nan(*size):
-            return torch.full(size, float("nan"), device=self.device)
-
-        self.buffers = EvictionBuffers(
-            integers(*shape),
-            nan(*shape),
-            nan(*shape),
-            integers(*shape[:3], LONG_PERIOD),
-            nan(*shape[:2], *query),
-            nan(*shape[:2], *query),
-        )
-        most = (self.layers, rows + 2)
-        self.step_buffers = StepBuffers(
-            integers(*most, self.heads), integers(*most, self.heads), nan(*most, *query)
-        )
-        # Fewer programs than there are heads to score, so that each takes some.
-        columns = 1 << (self.group - 1).bit_length()
-        self.scratch = ScoreScratch(
-            integers(rows), integers(1), nan(3, tokens + 1, columns), nan(3, tokens)
+        rows = len(self.requests)
+        sizes = {
+            **{"Y": self.layers, "R": rows + 1, "M": rows + 2, "H": self.heads, "D": self.dim},
+            **{"Hq": self.heads * self.group, "N": max(r.budget for r in self.requests)},
+            **{"V": LONG_PERIOD, "C": 1 << (self.group - 1).bit_length()},
+            "G": 3,  # fewer programs than there are heads to score, so that each takes some
+        }
+        self.buffers, self.step_buffers, self.scratch = (
+            poisoned(kind.zeros(sizes, self.device, torch.float32))
+            for kind in (EvictionBuffers, StepBuffers, ScoreScratch)
         )
 
     def _lay_out(self):
@@ -140,11 +126,13 @@ class Engine:
             locations.append(kv_slots[request.prompt_len + step] if grows else 0)
             indices += kv_slots[: request.prompt_len + min(step + 1, request.budget)]
             indptr.append(len(indices))
-        columns = (self.slots, positions, locations, indptr)
         return DecodeBatch(
-            *(torch.tensor(column, device=self.device) for column in columns),
-            torch.tensor(indices, dtype=torch.int32, device=self.device),
-            self.tables,
+            req_pool_indices=torch.tensor(self.slots, device=self.device),
+            positions=torch.tensor(positions, device=self.device),
+            out_cache_loc=torch.tensor(locations, device=self.device),
+            kv_indptr=torch.tensor(indptr, device=self.device),
+            kv_indices=torch.tensor(indices, dtype=torch.int32, device=self.device),
+            requests=self.tables,
         )
 
     def step(self, step, generator):

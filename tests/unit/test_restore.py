@@ -39,15 +39,10 @@ def test_the_next_victims_are_the_oldest_tokens(policy, budget):
 def test_the_state_of_a_request_is_written_and_others_stay(policy):
     generated, budget, layers, heads = 100, 64, 2, 3
     tokens = budget_layout(generated, budget)
-    shape, queries = (layers, 3, heads, budget + 16), (layers, 3, heads, 8)
-    buffers = EvictionBuffers(
-        torch.full(shape, -7, dtype=torch.int32),
-        torch.full(shape, -7.0),
-        torch.full(shape, -7.0),
-        torch.full((*shape[:3], LONG_PERIOD), -7, dtype=torch.int32),
-        torch.full(queries, -7.0),
-        torch.full(queries, -7.0),
-    )
+    sizes = {"Y": layers, "R": 3, "H": heads, "Hq": heads, "D": 8, "N": budget + 16}
+    buffers = EvictionBuffers.zeros({**sizes, "V": LONG_PERIOD}, "cpu", torch.float32)
+    for tensor in buffers.tensors().values():
+        tensor.fill_(-7)
     norms = torch.rand(layers, heads, budget)
     victims = next_victims(policy, generated, budget)
     restore_state(buffers, 1, policy, tokens, norms, victims)
@@ -57,5 +52,5 @@ def test_the_state_of_a_request_is_written_and_others_stay(policy):
     assert buffers.weights[kept].equal(stamps.expand(layers, heads, budget))
     assert buffers.value_norms[kept].equal(norms)
     assert buffers.victims[:, 1].equal(torch.tensor(victims).int().expand(layers, heads, -1))
-    for tensor in buffers[:4]:
+    for tensor in buffers.tensors().values():
         assert tensor[:, [0, 2]].eq(-7).all()

@@ -2,13 +2,14 @@
 
 import socket
 import threading
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 
-from raas_kernels import EvictionBuffers, Policy
+from raas_kernels import Policy
 from raas_patches.tp_worker import endpoint_of_rank
 from raas_sglang.config import RaasConfig
 from raas_sglang.trace import listen, reused, token_table
@@ -28,8 +29,8 @@ def test_a_sample_holds_the_tokens_of_evicting_rows_of_that_step(kept):
     sampler = TokenSampler(state, CONFIG, kept, attn_dp_rank=1, tp_rank=2)
     rows = [("a", request(33)), ("dense", request(90, Policy.DENSE)), ("b", request(80))]
     sampler.sample(torch.tensor([4, 1, 2]), rows)
-    before = EvictionBuffers(*(tensor.clone() for tensor in state))
-    for tensor in state[:2]:
+    before = SimpleNamespace(births=state.births.clone(), weights=state.weights.clone())
+    for tensor in (state.births, state.weights):
         tensor.zero_()  # the next step
     rows[0][1].logical_len += 7
     sequence, batch = kept.arrive()

@@ -170,14 +170,15 @@ class Machine:
         right = positions.tolist() == [place for _, place in places]
         require(right, f"positions {positions.tolist()} are not those of the text")
         table, requests = self.rows.req_to_token, batch.req_pool_indices_cpu
-        keys, rows = _contents(places), DecodeBatch(
-            requests,
-            positions,
-            batch.out_cache_loc,
-            requests * table.shape[1],
-            table.view(-1),
-            self.pool.state.rows(requests),
-        )  # fmt: skip
+        keys = _contents(places)
+        rows = DecodeBatch(
+            req_pool_indices=requests,
+            positions=positions,
+            out_cache_loc=batch.out_cache_loc,
+            kv_indptr=requests * table.shape[1],
+            kv_indices=table.view(-1),
+            requests=self.pool.state.rows(requests),
+        )
         self.pool.claim_slots(rows)
         self.pool.store_decode(_LAYER, keys.expand(-1, 2, -1).contiguous(), keys, keys, rows)
         self.pool.score_tokens(_LAYER, rows)
