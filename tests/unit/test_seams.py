@@ -45,7 +45,7 @@ def test_a_seam_with_other_parameters_than_the_hook_is_for_is_named():
 
 
 def test_a_seam_that_was_never_recorded_is_named():
-    assert "run python tools/seams.py" in seam("sglang.srt.utils.common.ceil_align", None).problem()
+    assert "run python tools/generate.py" in seam("sglang.srt.utils.common.ceil_align", None).problem()
 
 
 def test_a_constructor_that_nobody_calls_cannot_be_hooked():
