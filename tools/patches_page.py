@@ -48,7 +48,7 @@ def _section(name: str) -> str:
 
 def _test(test: str) -> str:
     path, _, name = test.partition("::")
-    return f"[`{name or path}`](../{path})" if test else ""
+    return f"[`{name}`](../{path})"
 
 
 def _overridden(used: dict[str, set[Use]]) -> str:

@@ -1,4 +1,4 @@
-"""What SGLang and FlashInfer were when RaaS was tested with them; `tools/generate.py` records it."""
+"""What SGLang and FlashInfer were when RaaS was tested with them, from `tested.json`."""
 
 import json
 import pkgutil
