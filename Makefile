@@ -38,7 +38,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(PYTHON) -m benchmarks.report.build --check
-	$(PYTHON) tools/seams.py --check
+	$(PYTHON) tools/generate.py --check
 
 # With the python3 of a GPU host that has SGLang, this plugin's metadata and pytest. No test skips.
 # `ARGS=--deselect=tests/gpu` runs the kernels' tests alone, which need torch, Triton and pytest.

@@ -5,11 +5,12 @@ from inspect import cleandoc
 
 from raas_patches.installation import ALWAYS, WITH_POLICY, WITH_TRACE
 from raas_patches.watched import WATCHED, WITH_FLASHINFER
+from uses import Use
 
 _HEAD = """\
 # What is changed in SGLang
 
-<!-- Made by tools/seams.py out of the seams in patches/raas_patches; do not edit. -->
+<!-- Made by tools/generate.py out of the seams in patches/raas_patches; do not edit. -->
 
 Every place where SGLang behaves differently while the plugin is at work, and every function that it relies on without changing it. Each is recorded as it was tested; a server with `--kv-policy` refuses to start on anything else. `python -m raas_sglang check` compares all of it with the SGLang that is installed, [development.md](development.md#move-to-another-sglang) says what to do for another one.
 """
@@ -21,9 +22,10 @@ _WHEN = {
 _ELSEWHERE = "Only in programs that import `raas_sglang.lang`."
 
 
-def patches_page(modules: tuple[str, ...]) -> str:
-    """The page about the hooks of some modules of `raas_patches`, and about what is watched."""
-    parts = [_HEAD, "## Hooked\n", *map(_section, modules), "## Relied on\n", _watched()]
+def patches_page(modules: tuple[str, ...], used: dict[str, set[Use]]) -> str:
+    """The page about the hooks of some modules of `raas_patches`, and about what is relied on."""
+    parts = [_HEAD, "## Hooked\n", *map(_section, modules)]
+    parts += ["## Overridden\n", _overridden(used), "## Taken for granted\n", _watched()]
     return "\n".join(parts)
 
 
@@ -35,6 +37,8 @@ def _section(name: str) -> str:
     lines = [f"### {link}\n", f"{_joined(title)}\n"]
     lines += [f"{_joined(part)}\n" for part in rest.split("\n\n") if part]
     lines += [f"{_WHEN.get(name, _ELSEWHERE)}\n"]
+    if not module.SEAMS:
+        return "\n".join(lines)
     lines += ["| hooked | how | what for | until | test |", "| --- | --- | --- | --- | --- |"]
     for seam in module.SEAMS:
         cells = (f"`{seam.name}`", seam.kind.value, seam.why, seam.remove_when, _test(seam.test))
@@ -44,7 +48,22 @@ def _section(name: str) -> str:
 
 def _test(test: str) -> str:
     path, _, name = test.partition("::")
-    return f"[`{name or path}`](../{path})" if test else ""
+    return f"[`{name}`](../{path})"
+
+
+def _overridden(used: dict[str, set[Use]]) -> str:
+    lines = [
+        "Methods that a subclass of ours has instead.\n",
+        "| in | overrides |",
+        "| --- | --- |",
+    ]
+    for module, uses in used.items():
+        names = sorted(
+            use.target.removeprefix("sglang.srt.") for use in uses if use.how == "overrides"
+        )
+        if names:
+            lines.append(f"| `{module}` | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _watched() -> str:

@@ -55,6 +55,7 @@ SEAMS = (
         ("scheduler_pipe_readers", "scheduler_procs"),
         "refuses a scheduler that did not load the plugin",
         "SGLang stops a process whose plugin failed",
+        "tests/unit/test_seams.py::test_a_scheduler_without_the_plugin_is_refused",
     ),
     Seam(
         "sglang.srt.entrypoints.engine.Engine._set_startup_time",
@@ -63,5 +64,6 @@ SEAMS = (
         ("tokenizer_manager", "scheduler_init_result", "startup_tic"),
         "tells the tokenizer manager how many tokens the pool holds",
         "SGLang checks prompts against the pool before it answers",
+        "tests/server/test_small_pool.py::test_a_refusal_comes_before_the_answer",
     ),
 )

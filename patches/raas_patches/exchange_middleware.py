@@ -74,42 +74,44 @@ class ExchangeMiddleware:
 
 
 class _Sender:
-    """Sends an answer on, completed: as a whole where it is JSON, else while it streams."""
+    """Sends an answer on, completed: as a whole where it is JSON, else while it streams.
+
+    Its head goes with the first of its body: before that it may still be refused.
+    """
 
     def __init__(self, send: Send, exchange: Exchange, completes: bool) -> None:
         self.has_begun = False
         self._send, self._exchange, self._completes = send, exchange, completes
-        self._start: Message | None = None
+        self._head: Message = {}
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.has_begun = True
-        if not self._completes:
-            await self._send(message)
+            self._head = message
             return
-        if message["type"] == "http.response.start":
-            headers = dict(message["headers"])
-            kind = headers.get(b"content-type", b"")
-            if message["status"] == 200 and kind.startswith(b"application/json"):
-                self._start = message
+        body = message.get("body", b"")
+        if self._completes and not self.has_begun and _is_whole(self._head):
+            self._body += body
+            if message.get("more_body"):
                 return
-        elif message["type"] == "http.response.body" and self._start is not None:
-            self._body += message.get("body", b"")
-            if not message.get("more_body"):
-                await self._send_whole(self._start)
-            return
-        elif message["type"] == "http.response.body" and message.get("body"):
-            body = self._exchange.complete_stream(message["body"])
-            message = {**message, "body": body}
-        await self._send(message)
+            body = self._exchange.complete(self._body)
+            self._head["headers"] = _with_length(self._head["headers"], len(body))
+        elif self._completes:
+            body = self._exchange.complete_stream(body)
+        if not self.has_begun:
+            self.has_begun = True
+            await self._send(self._head)
+        await self._send({**message, "body": body})
 
-    async def _send_whole(self, start: Message) -> None:
-        body = self._exchange.complete(self._body)
-        headers = [item for item in start["headers"] if item[0] != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
-        await self._send({**start, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+
+def _is_whole(head: Message) -> bool:
+    kind: bytes = dict(head["headers"]).get(b"content-type", b"")
+    return bool(head["status"] == 200 and kind.startswith(b"application/json"))
+
+
+def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
+    others = [item for item in headers if item[0] != b"content-length"]
+    return [*others, (b"content-length", b"%d" % length)]
 
 
 async def _read_body(receive: Receive) -> tuple[bytes, Receive]:

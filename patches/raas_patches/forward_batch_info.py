@@ -69,5 +69,6 @@ SEAMS = (
         ),
         "gives the kept tokens of an interrupted request their positions",
         "SGLang keeps logical and resident length apart",
+        "tests/unit/test_forward_batch_info.py::test_tokens_after_the_prompt_stand_where_they_stood",
     ),
 )

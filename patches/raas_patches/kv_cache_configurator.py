@@ -104,6 +104,7 @@ SEAMS = (
         ("self", "budget_bytes", "cap_tokens"),
         "counts the eviction state in the sizing of the pool",
         _SIZES,
+        "tests/server/test_budget.py::test_resident_length_stops_at_the_budget",
     ),
     Seam(
         _PATH + "resolve_max_num_reqs",
@@ -112,6 +113,7 @@ SEAMS = (
         ("self", "token_capacity"),
         "bounds the request slots, and with them the eviction state",
         _SIZES,
+        "tests/unit/test_request_slots.py::test_what_was_asked_for_is_sized_for_or_refused",
     ),
     Seam(
         _PATH + "_build_mha_kv_pool",
@@ -120,6 +122,7 @@ SEAMS = (
         ("self", "max_total_num_tokens", "mha_pool_class", "quant_method"),
         "puts our subclass where SGLang builds its KV pool",
         "SGLang lets the pool's class be chosen",
+        "tests/server/test_budget.py::test_resident_length_stops_at_the_budget",
     ),
     Seam(
         _PATH + "_build_token_to_kv_pool",
@@ -128,5 +131,6 @@ SEAMS = (
         ("self", "sizes", "is_dsa_model", "is_dsv4_model", "req_to_token_pool"),
         "allocates the eviction state for the request slots",
         "SGLang lets the pool's class be chosen",
+        "tests/server/test_budget.py::test_resident_length_stops_at_the_budget",
     ),
 )

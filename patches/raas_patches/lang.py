@@ -109,6 +109,7 @@ SEAMS = (
         ("self", "sampling_params"),
         _WHY,
         _UNTIL,
+        "tests/server/test_frontend.py::test_each_call_of_a_program_has_its_own_choice",
     ),
     Seam(
         "sglang.lang.ir.SglSamplingParams.to_srt_kwargs",
@@ -117,6 +118,7 @@ SEAMS = (
         ("self",),
         _WHY,
         _UNTIL,
+        "tests/server/test_frontend.py::test_each_call_of_a_program_has_its_own_choice",
     ),
     Seam(
         "sglang.lang.backend.runtime_endpoint.Runtime.__init__",
@@ -125,5 +127,6 @@ SEAMS = (
         ("self", "log_level", "launch_timeout", "args", "kwargs"),
         "lets sgl.Runtime take kv_policy",
         "sgl.Runtime loads plugins before it builds ServerArgs",
+        "tests/server/test_frontend.py::test_example_on_its_own_runtime",
     ),
 )

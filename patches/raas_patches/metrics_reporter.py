@@ -63,6 +63,7 @@ SEAMS = (
         ("self",),
         "puts our gauges and counters beside SGLang's",
         _UNTIL,
+        "tests/server/test_observability.py::test_counters_are_what_the_answers_report",
     ),
     Seam(
         _REPORTER + "report_decode_stats",
@@ -71,6 +72,7 @@ SEAMS = (
         ("self", "can_run_cuda_graph", "running_batch", "num_generated_tokens"),
         "counts what each decode step gave up",
         _UNTIL,
+        "tests/server/test_observability.py::test_counters_are_what_the_answers_report",
     ),
     Seam(
         _PATH + "pool_stats_observer.PoolStats.get_decode_usage_msg_parts",
@@ -79,5 +81,6 @@ SEAMS = (
         ("self",),
         "says in the log line of a decode batch what requests hold and gave up",
         "SGLang lets plugins add to the log line",
+        "tests/server/test_observability.py::test_gauges_are_what_the_log_line_says_and_go_back_to_zero",
     ),
 )

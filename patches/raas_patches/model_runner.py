@@ -45,5 +45,6 @@ SEAMS = (
         ("self", "logits_output", "forward_batch"),
         "samples at logical positions, which sampling_seed is mixed with",
         "SGLang keeps logical and resident length apart",
+        "tests/unit/test_forward_batch_info.py::test_the_next_token_is_sampled_where_it_stands_in_the_text",
     ),
 )

@@ -41,5 +41,6 @@ SEAMS = (
         ("self",),
         "sends what happened to the KV cache beside the tokens",
         "SGLang lets plugins add to the output of a request",
+        "tests/server/test_endpoints.py::test_streaming_says_in_every_chunk_what_happened",
     ),
 )

@@ -129,6 +129,7 @@ SEAMS = (
         ),
         "reads the choice of every route, completes its answer and its status",
         _UNTIL,
+        "tests/server/test_routes.py::test_a_streamed_answer_reports_when_it_ends",
     ),
     Seam(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
@@ -137,6 +138,7 @@ SEAMS = (
         ("self", "obj", "request"),
         "hands in the choice of a route that drops it, and its report out",
         _UNTIL,
+        "tests/server/test_routes.py::test_a_choice_is_honoured_and_reported",
     ),
     Seam(
         "sglang.srt.entrypoints.openai.protocol.ResponsesResponse.from_request",
@@ -153,5 +155,6 @@ SEAMS = (
         ),
         "says in a stored response what happened to the KV cache",
         _UNTIL,
+        "tests/server/test_routes.py::test_a_stored_response_keeps_its_report",
     ),
 )

@@ -42,6 +42,7 @@ SEAMS = (
         ("self", "server_args", "port_args"),
         "verifies the seams in each scheduler process",
         "SGLang stops a process whose plugin failed",
+        "tests/server/test_budget.py::test_resident_length_stops_at_the_budget",
     ),
     Seam(
         _PATH + "get_init_info",
@@ -50,5 +51,6 @@ SEAMS = (
         ("self",),
         "tells the parent that the policy is on",
         "SGLang stops a process whose plugin failed",
+        "tests/server/test_routes.py::test_server_info_tells_policy_and_budget",
     ),
 )

@@ -27,7 +27,7 @@ class Seam:
             target with too many to name.
         why: What RaaS needs there.
         remove_when: What would make the hook unnecessary.
-        test: The test that fails without it, as pytest names it.
+        test: A test that fails without it, as pytest names it.
     """
 
     target: str
@@ -36,7 +36,7 @@ class Seam:
     parameters: tuple[str, ...] | None
     why: str
     remove_when: str
-    test: str = ""
+    test: str
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What SGLang and FlashInfer were when RaaS was tested with them; `tools/seams.py` records it."""
+"""What SGLang and FlashInfer were when RaaS was tested with them, from `tested.json`."""
 
 import json
 import pkgutil
@@ -25,7 +25,7 @@ def function_problem(target: str) -> str | None:
         return f"missing ({error})"
     tested = functions().get(target)
     if tested is None:
-        return "not recorded as tested; run python tools/seams.py"
+        return "not recorded as tested; run python tools/generate.py"
     return found.difference(tested)
 
 

@@ -137,6 +137,7 @@ SEAMS = (
         ("self", "obj", "input_ids"),
         "answers bad request parameters with a 400",
         "SGLang lets plugins validate custom_params",
+        "tests/server/test_endpoints.py::test_a_bad_request_is_a_400_with_the_reason",
     ),
     Seam(
         _PATH + "update_request_meta_info",
@@ -145,6 +146,7 @@ SEAMS = (
         ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
         "says in meta_info what happened to the KV cache",
         "SGLang lets plugins add scalars to meta_info",
+        "tests/server/test_endpoints.py::test_streaming_says_in_every_chunk_what_happened",
     ),
     Seam(
         _PATH + "_handle_abort_finish_reason",
@@ -153,5 +155,6 @@ SEAMS = (
         ("self", "out", "state", "is_stream"),
         "refuses a stream that has not begun with a 400",
         "SGLang refuses streams as it refuses other answers",
+        "tests/server/test_endpoints.py::test_an_invalid_grammar_is_a_400",
     ),
 )

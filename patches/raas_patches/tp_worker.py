@@ -66,6 +66,7 @@ SEAMS = (
         ),
         "opens the trace stream where one was asked for",
         _UNTIL,
+        "tests/server/test_observability.py::test_the_trace_shows_the_steps_that_the_answers_report",
     ),
     Seam(
         _PATH + "forward_batch_generation",
@@ -83,5 +84,6 @@ SEAMS = (
         ),
         "samples token tables where a trace was asked for",
         _UNTIL,
+        "tests/server/test_observability.py::test_the_trace_shows_the_steps_that_the_answers_report",
     ),
 )

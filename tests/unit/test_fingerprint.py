@@ -117,7 +117,8 @@ def test_what_our_hooks_use_is_found_through_annotations():
     found = {use.target: use.how for targets in uses.uses().values() for use in targets}
     batch = "sglang.srt.managers.schedule_batch."
     assert found[batch + "ReqKvInfo.kv_allocated_len"] == "reads", "of the kv of each of its reqs"
-    assert found["sglang.srt.mem_cache.allocation.alloc_token_slots"] == "calls"
+    assert found[batch + "Req.set_finish_with_abort"] == "calls"
+    assert found["sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"] == "overrides"
 
 
 def test_an_attribute_that_is_gone_is_named(monkeypatch):

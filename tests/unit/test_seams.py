@@ -4,6 +4,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -22,15 +23,23 @@ from raas_patches.support import REFUSALS, refused_settings
 from raas_sglang.__main__ import main
 from reasoner import REASONER
 
+ROOT = Path(__file__).parents[2]
+EVERY = installation.ALWAYS + installation.WITH_POLICY + installation.WITH_TRACE + ("lang",)
 KNOWN = "sglang.srt.managers.schedule_batch.Req.owned_kv_len"
 
 
 def seam(target, parameters=("self",)):
-    return Seam(target, HookType.AFTER, lambda *_: None, parameters, "a test", "never")
+    return Seam(target, HookType.AFTER, lambda *_: None, parameters, "a test", "never", "this")
 
 
 def test_every_seam_is_as_tested():
     assert [v for v in installation.verify() if v.problem] == []
+
+
+@pytest.mark.parametrize("each", installation.seams(EVERY), ids=lambda each: each.name)
+def test_the_test_of_a_seam_exists(each):
+    path, _, name = each.test.partition("::")
+    assert f"def {name}(" in (ROOT / path).read_text()
 
 
 def test_a_missing_seam_is_named():
@@ -46,7 +55,9 @@ def test_a_seam_with_other_parameters_than_the_hook_is_for_is_named():
 
 
 def test_a_seam_that_was_never_recorded_is_named():
-    assert "run python tools/seams.py" in seam("sglang.srt.utils.common.ceil_align", None).problem()
+    assert (
+        "run python tools/generate.py" in seam("sglang.srt.utils.common.ceil_align", None).problem()
+    )
 
 
 def test_a_constructor_that_nobody_calls_cannot_be_hooked():
@@ -107,7 +118,7 @@ def test_a_hook_is_put_in_beside_that_of_another_plugin(target, applied):
     HookRegistry.register(target, add(100), HookType.AROUND)
     if applied:  # as is whatever plugins hooked before a policy was asked for
         HookRegistry.apply_hooks()
-    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never")
+    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never", "this")
     assert ours.problem() is None
     assert not ours.is_installed()
     for _ in range(2):
@@ -118,7 +129,7 @@ def test_a_hook_is_put_in_beside_that_of_another_plugin(target, applied):
 
 
 def test_a_plugin_that_hooks_later_leaves_ours_in(target):
-    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never")
+    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never", "this")
     ours.install()
     HookRegistry.register(target, add(100), HookType.AROUND)
     HookRegistry.apply_hooks()
@@ -129,7 +140,7 @@ def test_a_plugin_that_hooks_later_leaves_ours_in(target):
 def test_a_function_that_another_plugin_replaced_is_named(target):
     source = HookSource("other", "other-plugin")
     HookRegistry.register(target, lambda number: 0, HookType.REPLACE, source=source)
-    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never")
+    ours = Seam(target, HookType.AROUND, add(1), ("number",), "a test", "never", "this")
     assert ours.problem() == "replaced by other"
 
 

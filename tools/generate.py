@@ -1,8 +1,8 @@
-"""Records what SGLang and FlashInfer are here, and writes the catalogue of hooks.
+"""Writes what follows from the code: what SGLang is here, and two pages of the documents.
 
-``python tools/seams.py`` writes `patches/raas_patches/tested.json` and `docs/patches.md`, and
-prints what changed since they were written. With ``--check`` it writes nothing and exits 1 if they
-are not current.
+``python tools/generate.py`` writes `patches/raas_patches/tested.json`, `docs/patches.md` and
+`docs/state.md`, and prints what changed since they were written. With ``--check`` it writes nothing
+and exits 1 if they are not current.
 """
 
 import argparse
@@ -17,22 +17,28 @@ from raas_patches import installation, tested
 from raas_patches.fingerprint import Fingerprint, fingerprint
 from raas_patches.installation import ALWAYS, ELSEWHERE, WITH_POLICY, WITH_TRACE
 from raas_patches.watched import WATCHED, WITH_FLASHINFER
+from state_page import state_page
 from uses import Use, uses
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "patches.md"
+DOCS = ROOT / "docs"
 # A line for each function, so that a commit shows what changed.
 _FUNCTION = re.compile(r'\[\n +("[^"]*"),\n +("[^"]*"),\n +("[0-9a-f]*")\n +\]')
 EVERY = ALWAYS + WITH_POLICY + WITH_TRACE + ELSEWHERE
 
 
 def main() -> int:
-    """Writes or compares both files and returns the exit code."""
+    """Writes or compares the files and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     check = parser.parse_args().check
     warnings.simplefilter("ignore")  # SGLang's imports warn about kernels that are not asked for
-    files = {tested.RECORD: record(uses()), PAGE: patches_page(EVERY)}
+    used = uses()
+    files = {
+        tested.RECORD: record(used),
+        DOCS / "patches.md": patches_page(EVERY, used),
+        DOCS / "state.md": state_page(),
+    }
     stale = [path for path, text in files.items() if _read(path) != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is not current' if check else 'written'}")
@@ -41,7 +47,7 @@ def main() -> int:
         if not check:
             path.write_text(files[path])
     if check and stale:
-        print("look at what differs, then run: python tools/seams.py")
+        print("look at what differs, then run: python tools/generate.py")
     return int(check and bool(stale))
 
 
