@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from raas_sglang.request import BUDGET_KEY, POLICY_KEY, REPORT_FIELDS, names_choice
+from raas_sglang.request import BUDGET_KEY, POLICY_KEY, REPORT_FIELDS, TRACE_KEY, names_choice
 
 CHOICE_KEY = "custom_params"
-_OURS = (POLICY_KEY, BUDGET_KEY, CHOICE_KEY)
+_OURS = (POLICY_KEY, BUDGET_KEY, TRACE_KEY, CHOICE_KEY)
 # Objects of a body in which clients put what stands elsewhere.
 _CONTAINERS = ("extra_body", "sampling_params", "parameters", "options", "instances")
 _EVENT = b"data: "
@@ -96,15 +96,16 @@ def read_choice(body: Any, route: Route) -> Any:
         route: Where it was sent.
 
     Raises:
-        ValueError: it asks for a policy or a budget where nobody reads it.
+        ValueError: it asks for something where nobody reads it.
     """
     if not isinstance(body, dict):
         return None
     for path, value in _asked(body, ()):
         if path != (*route.where, CHOICE_KEY):
+            where = ".".join((*route.where, CHOICE_KEY))
             raise ValueError(
-                f"kv_policy and kv_budget must stand in {'.'.join((*route.where, CHOICE_KEY))} of "
-                f"the body, got {'.'.join(path)} = {value!r}, which would be dropped; move it"
+                f"kv_policy, kv_budget and kv_trace must stand in {where} of the body, "
+                f"got {'.'.join(path)} = {value!r}, which would be dropped; move it"
             )
     return None if route.is_native else body.get(CHOICE_KEY)
 

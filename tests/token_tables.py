@@ -1,5 +1,7 @@
 """Made-up token tables, and a publisher that keeps what it is given."""
 
+from array import array
+
 import msgspec
 import torch
 
@@ -7,6 +9,7 @@ from raas_kernels import EvictionBuffers, Policy
 from raas_sglang.config import RaasConfig
 from raas_sglang.request import RequestOptions, RequestState
 from raas_sglang.trace import TraceBatch
+from raas_sglang.trace.sampler import TracedRequest
 
 LAYERS, SLOTS, HEADS, TOKENS = 3, 5, 2, 64
 CONFIG = RaasConfig(
@@ -38,6 +41,9 @@ def buffers():
     return EvictionBuffers(births, torch.rand(shape), *[unused] * 4)
 
 
-def request(generated, policy=Policy.RAAS):
-    options = RequestOptions(policy, 64, evicts=policy is not Policy.DENSE)
-    return RequestState(options, 10, 10 + generated, 10 + min(generated, 64))
+def request(rid, generated, policy=Policy.RAAS, traced=True):
+    """A prompt of tokens 100 to 109, and tokens 0, 1, ... after it."""
+    options = RequestOptions(policy, 64, evicts=policy is not Policy.DENSE, traced=traced)
+    kept = min(generated, 64) if options.evicts else generated
+    state = RequestState(options, 10, 10 + generated, 10 + kept)
+    return TracedRequest(rid, state, array("q", range(100, 110)), array("q", range(generated)))

@@ -11,7 +11,7 @@ from raas_sglang.trace.message import TOPIC, TokenTrace, TraceBatch, reused, tok
 
 
 class Received(NamedTuple):
-    """A message and its number, which counts the samples of its rank."""
+    """A message and its number, which counts the messages of its rank."""
 
     sequence: int
     batch: TraceBatch
@@ -53,6 +53,8 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
     """
     seen: dict[tuple[int, int], dict[str, TokenTrace]] = {}
     for sequence, batch in messages:
+        if not batch.events:
+            continue
         rank = batch.attn_dp_rank, batch.tp_rank
         before = seen.get(rank, {})
         for event in batch.events:
