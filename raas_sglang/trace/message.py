@@ -1,9 +1,12 @@
 """What the trace stream says: its schema, and arrays out of it.
 
-A message has three frames, as SGLang's KV events have: the topic, a sequence number (8 bytes, big
-endian) and a `TraceBatch` in MessagePack. A gap in the sequence is a sample that was left out
-because the one before was still on its way, or a message that a slow subscriber lost. Letters in
-shapes: ``Y`` layers and ``H`` KV heads of one rank, ``K`` generated tokens that the request holds.
+A message begins with three frames, as SGLang's KV events have: the topic, a sequence number (8
+bytes, big endian) and a `TraceBatch` in MessagePack. Two more follow for each of its events, the
+births and the weights, which are empty in the `TraceBatch`: so large tables are sent from where
+they are, and nobody waits for a copy of all of them at once. A gap in the sequence is a sample that
+was left out because the one before was still on its way, or a message that a slow subscriber lost.
+Letters in shapes: ``Y`` layers and ``H`` KV heads of one rank, ``K`` generated tokens that the
+request holds.
 """
 
 from typing import NamedTuple

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 import zmq
+from msgspec.structs import replace
 
 from raas_sglang.trace.message import TOPIC, TraceBatch
 
@@ -71,8 +72,12 @@ class TracePublisher:
         encoder = msgspec.msgpack.Encoder()
         while (item := self._samples.get()) is not None:
             sequence, sample = item
-            frames = (TOPIC, sequence.to_bytes(8, "big"), encoder.encode(sample()))
-            self._socket.send_multipart(frames)
+            batch = sample()
+            tables = [table for event in batch.events for table in (event.births, event.weights)]
+            events = [replace(event, births=b"", weights=b"") for event in batch.events]
+            head = encoder.encode(replace(batch, events=events))
+            frames = (TOPIC, sequence.to_bytes(8, "big"), head, *tables)
+            self._socket.send_multipart(frames, copy=False)
         self._socket.close()
 
 

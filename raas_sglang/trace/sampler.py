@@ -9,7 +9,7 @@ import queue
 import time
 from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -246,4 +246,6 @@ def _text(row: TracedRow, finished: str | None) -> RequestTrace:
 
 
 def _packed(table: torch.Tensor, dtype: "np.dtype[Any]") -> bytes:
-    return table.numpy().astype(dtype, copy=False).tobytes()
+    # Unlike `tobytes`, this lets the scheduler's thread run while it copies.
+    whole = np.ascontiguousarray(table.numpy().astype(dtype, copy=False))
+    return cast("bytes", whole.data.cast("B"))

@@ -7,11 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import zmq
 
 from raas_kernels import EvictionBuffers, Policy
 from raas_patches.tp_worker import endpoint_of_rank
 from raas_sglang.config import RaasConfig
-from raas_sglang.trace import listen, reused, token_table
+from raas_sglang.trace import TokenTrace, TraceBatch, listen, reused, token_table
 from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.trace.sampler import TokenSampler
 from raas_sglang.trace.subscriber import Received, lines
@@ -192,6 +193,26 @@ def test_lines_of_two_ranks_are_not_compared_with_each_other(kept):
     other = msgspec.structs.replace(batch, tp_rank=1)
     printed = lines([Received(0, batch), Received(0, other), Received(1, batch)])
     assert ["given up - " in line for line in printed] == [True, True, False]
+
+
+def test_a_message_of_another_version_is_refused():
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    socket = zmq.Context.instance().socket(zmq.XPUB)
+    socket.bind(endpoint)
+    table = np.zeros(1, "<i4").tobytes()
+    event = TokenTrace("a", "raas", 16, 5, 6, 6, (1, 1, 1), table, table)
+    whole = msgspec.msgpack.encode(TraceBatch(0.0, [event], 0, 0))
+
+    def answer():
+        socket.recv()  # the subscription
+        socket.send_multipart([b"kv-trace", bytes(8), whole])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(msgspec.ValidationError, match="with 1 events must have two tables for"):
+        next(listen([endpoint]))
+    thread.join()
+    socket.close()
 
 
 def test_an_endpoint_in_use_is_refused_by_name():
