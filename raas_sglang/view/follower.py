@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from raas_sglang.trace import listen
+from raas_sglang.view.backlog import Backlog
 from raas_sglang.view.book import Book
 from raas_sglang.view.record import Record, RecordWriter, Words, read_records
 from raas_sglang.view.server import WatchedServer
@@ -45,6 +46,7 @@ class Follower:
         self._writer: RecordWriter | None = None
         self._writing = threading.Lock()
         self._server = server
+        self._backlog = Backlog()
         self.dictionary = Dictionary(None if server is None else server.detokenize, self._keep)
         self.status = f"recorded in {replay}" if replay else ""
         for path in (record, replay):
@@ -65,34 +67,36 @@ class Follower:
 
     def _keep(self, item: Record) -> None:
         with self._writing:
-            if self._writer is not None:
+            if self._writer is None:
+                return
+            try:
                 self._writer.write(item)
+            except OSError as error:
+                self._writer = None
+                self.status = f"no longer recorded: {error}"
 
     def _follow(self) -> None:
         assert self._server is not None, "runs only with it"
         while not (endpoints := self._endpoints(self._server)):
             time.sleep(_PATIENCE_S)
         self.status = f"listening to {self._server.url}"
-        try:
-            self.listen(endpoints)
-        except (RuntimeError, OSError, msgspec.MsgspecError) as error:
-            self.status = f"stopped listening: {error}"
-
-    def listen(self, endpoints: list[str]) -> None:
-        """Takes in what is published there, for ever.
-
-        Raises:
-            RuntimeError: an endpoint is not one.
-            msgspec.ValidationError: a message is of another schema.
-            OSError: the file cannot be written.
-        """
+        threading.Thread(
+            target=self._receive, args=(endpoints,), name="receive", daemon=True
+        ).start()
         tracker = Tracker(*self.book.known())
-        for sequence, batch in listen(endpoints):
-            sample = tracker.take(sequence, batch)
-            self._keep(sample)
+        while True:
+            sample = tracker.take(*self._backlog.get())
             self.book.take(sample, time.time())
             for change in sample.changes:
                 self.dictionary.want(memoryview(change.token_ids).cast("i"))
+            self._keep(sample)
+
+    def _receive(self, endpoints: list[str]) -> None:
+        try:
+            for message in listen(endpoints):
+                self._backlog.put(message)
+        except (RuntimeError, msgspec.MsgspecError) as error:
+            self.status = f"stopped listening: {error}"
 
     def _endpoints(self, server: WatchedServer) -> list[str]:
         try:

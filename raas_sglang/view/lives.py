@@ -1,6 +1,6 @@
 """How long each layer and KV head held each generated token of one request."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,34 +111,40 @@ class Lives:
         """
         image = np.zeros((rows, columns), np.uint8)
         # The step that each column ends with.
-        steps = np.maximum(0, np.ceil(np.arange(1, columns + 1) * self.tokens / columns) - 1)
+        steps = np.maximum(1, -(-np.arange(1, columns + 1) * self.tokens // columns)) - 1
         row_of = np.arange(self.tokens) * rows // max(rows, self.tokens)
         for start in range(0, self.tokens, _BLOCK):
             drawn = self._drawn(start, min(start + _BLOCK, self.tokens), steps, budget)
-            np.maximum.at(image, row_of[start : start + _BLOCK], drawn)
+            rows_here, firsts = np.unique(row_of[start : start + _BLOCK], return_index=True)
+            image[rows_here] = np.maximum(image[rows_here], np.maximum.reduceat(drawn, firsts))
         return image
 
     def _drawn(
-        self, start: int, stop: int, steps: NDArray[np.float64], budget: int
+        self, start: int, stop: int, steps: NDArray[np.int64], budget: int
     ) -> NDArray[np.uint8]:
         """The rows of some tokens, [stop - start, columns]."""
         tokens, columns = np.arange(start, stop), len(steps)
-        lost = np.zeros((len(tokens), columns + 1), np.int32)
+        lost = np.zeros(len(tokens) * (columns + 1), np.int64)
+        first = (tokens - start) * (columns + 1)
         for ends in self._ends.values():
             # The first column in which a head does not hold it any more.
-            columns_of = np.searchsorted(steps, ends[:, start:stop])
-            np.add.at(lost, (np.broadcast_to(tokens - start, columns_of.shape), columns_of), 1)
-        held = self.heads - lost[:, :columns].cumsum(1)
-        level = self._level(held)
+            lost += np.bincount(
+                (first + np.searchsorted(steps, ends[:, start:stop])).ravel(), minlength=len(lost)
+            )
+        gone = lost.reshape(len(tokens), -1)[:, :columns].cumsum(1, dtype=np.int32)
+        level = self._level(np.arange(self.heads, -1, -1))[gone]
         ages = steps - tokens[:, None]
-        milestone = (ages >= budget) & (level >= QUARTER)
-        used = steps <= self._last_uses[start:stop, None]
-        drawn = 2 * level + used + 32 * milestone
-        return np.where((ages >= 0) & (level > 0), drawn, 0).astype(np.uint8)
+        level[ages < 0] = 0
+        drawn: NDArray[np.uint8] = 2 * level
+        drawn += (steps <= self._last_uses[start:stop, None]) & (level > 0)
+        drawn[(ages >= budget) & (level >= QUARTER)] += 32
+        return drawn
 
-    def _level(self, held: NDArray[np.int32]) -> NDArray[np.uint8]:
-        level = np.maximum(ALL * held // max(1, self.heads), held > 0)
-        return level.astype(np.uint8)
+    def _level(self, held: NDArray[Any]) -> NDArray[np.uint8]:
+        level: NDArray[np.uint8] = np.maximum(ALL * held // max(1, self.heads), held > 0).astype(
+            np.uint8
+        )
+        return level
 
 
 def _pairs(data: bytes) -> NDArray[np.int32]:

@@ -100,9 +100,9 @@ class Tracker:
         used = np.zeros(0, TOKEN_DTYPE)
         rule = noted_uses(event.policy)
         if rule is not None:
-            uses = rule(table, before, last_step).reshape(births.shape)
-            count = np.bincount(births[uses], minlength=event.step + 1)
-            holders = np.bincount(births.ravel(), minlength=event.step + 1)
+            uses, flat = rule(table, before, last_step).ravel(), births.ravel()
+            count = np.bincount(flat[uses], minlength=event.step + 1)
+            holders = np.bincount(flat, minlength=event.step + 1)
             used = np.flatnonzero((count > 0) & (2 * count >= holders)).astype(TOKEN_DTYPE)
         self._tables[key, rank] = (event.step, table)
         parts = (gone.tobytes(), back.tobytes(), used.tobytes())
@@ -155,7 +155,7 @@ def _differences(
     changed = np.ones(after.shape, bool)
     if before is not None:
         changed[:, : before.shape[1]] = after[:, : before.shape[1]] != before
-    heads, places = np.nonzero(changed)
+    heads, places = np.divmod(np.flatnonzero(changed), after.shape[1])
     births = after[heads, places]
     # Whoever was born since the earlier sample and is not there was given up as well.
     fresh = births > last_step
@@ -165,16 +165,15 @@ def _differences(
     gone = np.stack([gone_heads, gone_tokens + last_step + 1])
     if before is None:
         return gone.astype(TOKEN_DTYPE), _NONE
-    old_heads, old_places = np.nonzero(changed[:, : before.shape[1]])
+    was_there = places < before.shape[1]
+    old_heads, old_places = heads[was_there], places[was_there]
     replaced = np.stack([old_heads, before[old_heads, old_places]])
     back = np.stack([heads[~fresh], births[~fresh]])
     if back.shape[1]:
         # An interrupted request holds its newest tokens anew, in other places.
         back, replaced = _without(back, replaced), _without(replaced, back)
-    return (
-        np.concatenate([replaced, gone], axis=1).astype(TOKEN_DTYPE),
-        back.astype(TOKEN_DTYPE),
-    )
+    gone = np.concatenate([replaced, gone], axis=1)
+    return gone.astype(TOKEN_DTYPE), back.astype(TOKEN_DTYPE)
 
 
 def _without(pairs: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -26,9 +26,9 @@ def noted_uses(policy: str) -> "Callable[[TokenTable, TokenTable | None, int], U
 def _expected(table: TokenTable, before: TokenTable | None, step: int) -> Used:
     """More was expected of it than of the mean token when the head's tokens were scored last."""
     scored = table.weights != 0
-    shares = np.exp(np.where(scored, table.weights, -np.inf))
-    count = np.maximum(scored.sum(2, keepdims=True), 1)
-    used: Used = scored & (shares > shares.sum(2, keepdims=True) / count)
+    shares = np.exp(table.weights) * scored
+    count = np.maximum(np.count_nonzero(scored, axis=2, keepdims=True), 1)
+    used: Used = shares > shares.sum(2, keepdims=True) / count
     return used
 
 

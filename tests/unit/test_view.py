@@ -1,13 +1,16 @@
 """What the page is made of: lives of tokens out of messages, in memory and in a file."""
 
+import re
 import urllib.error
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from made_up_trace import PROMPT, MadeUpRequest, ended, sampled
 from raas_sglang.__main__ import main
 from raas_sglang.trace.message import TokenTable
+from raas_sglang.view.app import PAGE, make_app
 from raas_sglang.view.book import Book
 from raas_sglang.view.follower import Follower
 from raas_sglang.view.lives import ALL, QUARTER
@@ -248,6 +251,26 @@ def test_another_file_is_refused(tmp_path, capsys):
     assert "gone" in capsys.readouterr().err
     assert main(["view", "--replay", str(path), "--server", "http://127.0.0.1:1"]) == 2
     assert "without --server and --record" in capsys.readouterr().err
+
+
+def test_the_page_answers_to_this_machine_alone_and_has_all_that_it_names():
+    app = make_app(Follower(None))
+    client = TestClient(app, base_url="http://127.0.0.1:8765")
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    named = re.findall(r'(?:href|src)="(/[^"]+)"', page.text)
+    assert len(named) == 3
+    for name in named:
+        assert client.get(name).status_code == 200, name
+    assert client.get("/requests/3").status_code == 404
+    assert TestClient(app, base_url="http://rebound.example").get("/").status_code == 400
+    assert TestClient(app, base_url="http://rebound.example").get("/requests/3").status_code == 400
+
+
+def test_the_page_fetches_nothing_from_elsewhere():
+    for path in PAGE.iterdir():
+        assert not re.search(r"://|[\"'(]//", path.read_text()), path
 
 
 TEXTS = {1: "a", 2: " b", 3: "\ufffd", 4: "\ufffd"}

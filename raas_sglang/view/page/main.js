@@ -61,7 +61,6 @@ async function refresh() {
     showNumbers(answer);
     timeline.show(answer);
     token.update(view);
-    document.documentElement.dataset.shown = `${key}:${answer.at}`;
   }
   busy = false;
 }

@@ -13,8 +13,9 @@ export class Timeline {
     this.note = document.getElementById("lives-note");
     this.picture = document.createElement("canvas");
     this.clear();
-    canvas.addEventListener("mousemove", (event) => choose(this.at(event).token));
-    canvas.addEventListener("click", (event) => goTo(this.at(event).step));
+    const point = (event, act) => this.tokens && act(this.at(event));
+    canvas.addEventListener("mousemove", (event) => point(event, ({ token }) => choose(token)));
+    canvas.addEventListener("click", (event) => point(event, ({ step }) => goTo(step)));
     new ResizeObserver(() => this.answer && this.fetch()).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.paint());
   }
@@ -23,6 +24,7 @@ export class Timeline {
     this.answer = this.bytes = this.place = null;
     this.tokens = 0;
     this.drawn = -1;
+    delete this.canvas.dataset.step;
   }
 
   show(answer) {
@@ -97,6 +99,7 @@ export class Timeline {
     context.translate(LEFT, TOP);
     context.imageSmoothingEnabled = false;
     context.drawImage(this.picture, 0, 0, width, height);
+    canvas.dataset.step = this.drawn;
     const style = getComputedStyle(document.documentElement);
     const [quiet, focus] = ["--quiet", "--focus"].map((name) => style.getPropertyValue(name));
     const x = (step) => (step / Math.max(1, tokens)) * width;
