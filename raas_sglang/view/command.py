@@ -30,7 +30,6 @@ def view(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"open http://{_HOST}:{args.port} ({follower.status}); end with Ctrl-C", flush=True)
     config = uvicorn.Config(
         make_app(follower),
         _HOST,
@@ -38,5 +37,7 @@ def view(args: argparse.Namespace) -> int:
         log_level="warning",
         timeout_graceful_shutdown=1,  # pages listen for ever
     )
-    uvicorn.Server(config).run()
+    taken = config.bind_socket()
+    print(f"open http://{_HOST}:{args.port} ({follower.status}); end with Ctrl-C", flush=True)
+    uvicorn.Server(config).run([taken])
     return 0

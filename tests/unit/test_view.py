@@ -158,6 +158,14 @@ def test_a_name_that_is_used_again_is_another_request():
     assert watched.held(2, 8) == "888888888"
 
 
+def test_how_the_server_looks_after_itself_is_not_shown():
+    watched = Watched()
+    health = MadeUpRequest("HEALTH_CHECK_1", budget=None)
+    watched.take(sampled(health.advance(1), MadeUpRequest("a").advance(1)))
+    assert watched.book.keys() == [0]
+    assert watched.summary(0)["rid"] == "a"
+
+
 def test_requests_of_two_replicas_are_not_the_same():
     watched = Watched()
     watched.take(sampled(MadeUpRequest("a").advance(20)))
