@@ -1,6 +1,7 @@
 """What the page is made of: lives of tokens out of messages, in memory and in a file."""
 
 import re
+import socket
 import urllib.error
 
 import numpy as np
@@ -259,6 +260,15 @@ def test_another_file_is_refused(tmp_path, capsys):
     assert "gone" in capsys.readouterr().err
     assert main(["view", "--replay", str(path), "--server", "http://127.0.0.1:1"]) == 2
     assert "without --server and --record" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused_by_name(tmp_path, capsys):
+    with RecordWriter(tmp_path / "trace"):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["view", "--replay", str(tmp_path / "trace"), "--port", str(port)]) == 1
+    assert f"error: --port must be free, got {port}" in capsys.readouterr().err
 
 
 def test_the_page_answers_to_this_machine_alone_and_has_all_that_it_names():
