@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ def make_app(follower: Follower) -> FastAPI:
     Args:
         follower: What it shows.
     """
+    viewer = uuid.uuid4().hex
     app = FastAPI(title="raas-sglang view", docs_url=None, redoc_url=None)
     # A page of somebody else's, whose name was made to lead here, must not read what is shown.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
@@ -54,7 +56,7 @@ def make_app(follower: Follower) -> FastAPI:
     async def events() -> StreamingResponse:
         """A stream of server-sent events: what the list shows of whatever has changed."""
         return StreamingResponse(
-            _events(follower), media_type="text/event-stream", headers=_HEADERS
+            _events(follower, viewer), media_type="text/event-stream", headers=_HEADERS
         )
 
     @app.get("/requests/{key}")
@@ -104,13 +106,14 @@ def make_app(follower: Follower) -> FastAPI:
     return app
 
 
-async def _events(follower: Follower) -> AsyncIterator[str]:
+async def _events(follower: Follower, viewer: str) -> AsyncIterator[str]:
     version, status = 0, None
     while True:
         at, changed = follower.book.changed(version)
         if changed or status != follower.status:
             version, status = at, follower.status
-            told = {"now": time.time(), "status": status, "requests": changed}
+            about = {"viewer": viewer, "now": time.time(), "status": status}
+            told = {**about, "requests": changed}
             yield f"data: {json.dumps(told)}\n\n"
         await asyncio.sleep(_TICK_S)
 

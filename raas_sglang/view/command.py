@@ -1,6 +1,7 @@
 """The command `python -m raas_sglang view`."""
 
 import argparse
+import socket
 import sys
 
 import uvicorn
@@ -30,13 +31,13 @@ def view(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    try:
+        listening = socket.create_server((_HOST, args.port))
+    except OSError as error:
+        print(f"error: --port must be free, got {args.port}: {error}; use another", file=sys.stderr)
+        return 1
     print(f"open http://{_HOST}:{args.port} ({follower.status}); end with Ctrl-C", flush=True)
-    config = uvicorn.Config(
-        make_app(follower),
-        _HOST,
-        args.port,
-        log_level="warning",
-        timeout_graceful_shutdown=1,  # pages listen for ever
-    )
-    uvicorn.Server(config).run()
+    # Pages listen for ever, so it does not wait for them at the end.
+    config = uvicorn.Config(make_app(follower), log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run([listening])
     return 0

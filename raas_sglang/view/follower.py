@@ -84,12 +84,15 @@ class Follower:
             target=self._receive, args=(endpoints,), name="receive", daemon=True
         ).start()
         tracker = Tracker(*self.book.known())
-        while True:
-            sample = tracker.take(*self._backlog.get())
-            self.book.take(sample, time.time())
-            for change in sample.changes:
-                self.dictionary.want(memoryview(change.token_ids).cast("i"))
-            self._keep(sample)
+        try:
+            while True:
+                sample = tracker.take(*self._backlog.get())
+                self.book.take(sample, time.time())
+                for change in sample.changes:
+                    self.dictionary.want(memoryview(change.token_ids).cast("i"))
+                self._keep(sample)
+        finally:
+            self.status = "stopped by a fault that the log of the viewer names"
 
     def _receive(self, endpoints: list[str]) -> None:
         try:

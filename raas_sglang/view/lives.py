@@ -21,8 +21,8 @@ class Life(NamedTuple):
     Attributes:
         ends: [Y, H] int32. Step of the first sample in which each KV head did not hold it; -1
             where it still does.
-        last_use: Step of the last sample in which half of the heads that held it used it; -1 if
-            there is none, or the policy notes no uses.
+        last_use: Step of the last sample in which a quarter of the heads that held it used it; -1
+            if there is none, or the policy notes no uses.
     """
 
     ends: NDArray[np.int32]

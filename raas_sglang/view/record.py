@@ -24,7 +24,7 @@ class TableChange(msgspec.Struct, array_like=True, frozen=True):
         heads: H, KV heads of this rank.
         gone: [2, *] int32. Head and generated token, for each that was given up.
         back: [2, *] int32. Likewise, for each that was computed again after an interruption.
-        used: [*] int32. Tokens that at least half of those heads used that hold them.
+        used: [*] int32. Tokens that a quarter or more of those heads used that hold them.
     """
 
     step: int

@@ -13,6 +13,8 @@ from raas_sglang.view.uses import noted_uses
 
 # Requests whose progress is compared; more than run and end at any time.
 _MOST_KNOWN = 4096
+# SGLang's name of the requests by which it looks whether it is alive; nobody asked for them.
+_HEALTH_CHECK = "HEALTH_CHECK"
 # A step in flight when a request is retracted is lost, so it may come back a few tokens shorter.
 _IN_FLIGHT = 8
 _NONE = np.zeros((2, 0), TOKEN_DTYPE)
@@ -56,7 +58,11 @@ class Tracker:
         self._numbers[replica, rank] = sequence
         if is_restart and rank == 0:
             self._forget(replica)
-        texts = {text.rid: self._follow(replica, text) for text in batch.requests}
+        texts = {
+            text.rid: self._follow(replica, text)
+            for text in batch.requests
+            if not text.rid.startswith(_HEALTH_CHECK)
+        }
         events = {event.rid: event for event in batch.events}
         changes = []
         for rid in texts | events:
@@ -103,7 +109,7 @@ class Tracker:
             uses, flat = rule(table, before, last_step).ravel(), births.ravel()
             count = np.bincount(flat[uses], minlength=event.step + 1)
             holders = np.bincount(flat, minlength=event.step + 1)
-            used = np.flatnonzero((count > 0) & (2 * count >= holders)).astype(TOKEN_DTYPE)
+            used = np.flatnonzero((count > 0) & (4 * count >= holders)).astype(TOKEN_DTYPE)
         self._tables[key, rank] = (event.step, table)
         parts = (gone.tobytes(), back.tobytes(), used.tobytes())
         return TableChange(event.step, layers, heads, *parts)

@@ -1,6 +1,7 @@
 """What the page is made of: lives of tokens out of messages, in memory and in a file."""
 
 import re
+import socket
 import urllib.error
 
 import numpy as np
@@ -158,6 +159,14 @@ def test_a_name_that_is_used_again_is_another_request():
     assert watched.held(2, 8) == "888888888"
 
 
+def test_how_the_server_looks_after_itself_is_not_shown():
+    watched = Watched()
+    health = MadeUpRequest("HEALTH_CHECK_1", budget=None)
+    watched.take(sampled(health.advance(1), MadeUpRequest("a").advance(1)))
+    assert watched.book.keys() == [0]
+    assert watched.summary(0)["rid"] == "a"
+
+
 def test_requests_of_two_replicas_are_not_the_same():
     watched = Watched()
     watched.take(sampled(MadeUpRequest("a").advance(20)))
@@ -251,6 +260,15 @@ def test_another_file_is_refused(tmp_path, capsys):
     assert "gone" in capsys.readouterr().err
     assert main(["view", "--replay", str(path), "--server", "http://127.0.0.1:1"]) == 2
     assert "without --server and --record" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused_by_name(tmp_path, capsys):
+    with RecordWriter(tmp_path / "trace"):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["view", "--replay", str(tmp_path / "trace"), "--port", str(port)]) == 1
+    assert f"error: --port must be free, got {port}" in capsys.readouterr().err
 
 
 def test_the_page_answers_to_this_machine_alone_and_has_all_that_it_names():

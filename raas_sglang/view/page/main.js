@@ -14,6 +14,7 @@ const timeline = new Timeline($("lives"), { choose, goTo });
 const view = { key: null, at: null, answer: null };
 let busy = false;
 let stale = false;
+let viewer;
 
 function select(key) {
   if (key === view.key) return;
@@ -54,7 +55,12 @@ async function refresh() {
     const { key, at } = view;
     const step = at === null ? "" : `&step=${at}`;
     const answer = await fetchJson(`/requests/${key}?words_from=${text.from}${step}`);
-    if (answer === null || key !== view.key) continue;
+    if (answer === null) continue;
+    // Asked for another request, or for this one before it was left and chosen again.
+    if (key !== view.key || answer.words_from > text.length) {
+      stale = true;
+      continue;
+    }
     view.answer = answer;
     text.show(answer);
     showTime(answer);
@@ -87,6 +93,9 @@ function listen() {
   const events = new EventSource("/events");
   events.onmessage = (event) => {
     const told = JSON.parse(event.data);
+    // Another viewer may name its requests otherwise.
+    if (viewer !== undefined && viewer !== told.viewer) location.reload();
+    viewer = told.viewer;
     $("status").textContent = told.status;
     list.take(told.requests, told.now);
     if (view.key === null && list.first !== undefined) select(list.first);

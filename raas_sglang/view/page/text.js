@@ -27,8 +27,12 @@ export class Text {
     this.words.replaceChildren();
   }
 
+  get length() {
+    return this.texts.length;
+  }
+
   get from() {
-    return Math.max(0, this.texts.length - AGAIN);
+    return Math.max(0, this.length - AGAIN);
   }
 
   word(place) {
