@@ -10,11 +10,12 @@ DEMO_smollm2 := examples.demo.smollm2
 export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with those that need no server.
 OWN_SERVERS := tests/server/test_engine.py tests/server/test_observability.py \
-	tests/server/test_priority.py tests/server/test_frontend.py::test_example_on_its_own_runtime
+	tests/server/test_view.py tests/server/test_priority.py \
+	tests/server/test_frontend.py::test_example_on_its_own_runtime
 # Threads of one process would spin for cores that the others have.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 
-.PHONY: demo test test-servers test-ops test-units lint gpu-test gpu2-test clean
+.PHONY: demo test test-servers test-ops test-units browser lint gpu-test gpu2-test clean
 
 demo: $(READY)
 	$(PYTHON) -m $(or $(DEMO_$(MODEL)),$(error MODEL must be reasoner or smollm2, got $(MODEL); leave it out for the bundled reasoner)) $(ARGS)
@@ -30,8 +31,18 @@ test-servers: $(READY)
 test-ops: $(READY)
 	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/memory $(ARGS)
 
-test-units: $(READY)
+test-units: $(READY) browser
 	$(PYTEST) tests/unit tests/memory $(OWN_SERVERS) $(ARGS)
+
+# A container of CI has no browser; who is not root there installs one, as the tests say.
+browser:
+	@for name in chromium chromium-browser google-chrome; do \
+		command -v $$name >/dev/null && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install --no-install-recommends chromium >/dev/null; \
+	fi || echo "no browser could be installed: the tests of the page will fail" >&2
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Commands: ``python -m raas_sglang check``, ``cpu-env`` and ``trace``."""
+"""Commands: ``python -m raas_sglang check``, ``cpu-env``, ``trace`` and ``view``."""
 
 import argparse
 import importlib.metadata
@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 import warnings
+from pathlib import Path
 
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import cpu_environment, hide_gpu
@@ -26,7 +27,19 @@ def main(argv: list[str] | None = None) -> int:
     cpu.add_argument("--page-size", type=int, default=1, help="SGLang's page size (tokens)")
     listener = commands.add_parser("trace", help="print what --kv-trace-endpoint publishes")
     listener.add_argument("endpoint", nargs="+", help="tcp://HOST:PORT, one for each rank")
+    viewer = commands.add_parser("view", help="serve a page that shows what requests still hold")
+    viewer.add_argument("--server", metavar="URL", help="default: http://127.0.0.1:30000")
+    viewer.add_argument("--api-key", help="of the server, if it has one")
+    viewer.add_argument("--port", type=int, default=8765, help="of the page (default: 8765)")
+    viewer.add_argument(
+        "--record", type=Path, metavar="FILE", help="append to it what is seen; show what it holds"
+    )
+    viewer.add_argument("--replay", type=Path, metavar="FILE", help="show it, and follow no server")
     args = parser.parse_args(argv)
+    if args.command == "view":
+        from raas_sglang.view.command import view  # what it imports comes with SGLang
+
+        return view(args)
     if args.command == "cpu-env":
         return print_cpu_environment(args.page_size)
     return check(args.deep) if args.command == "check" else print_trace(args.endpoint)

@@ -9,6 +9,8 @@ from raas_kernels.layout import BUDGET_UNIT, LARGEST_BUDGET
 from raas_sglang.policies import POLICIES
 
 POLICY_NAMES = tuple(POLICIES)
+# Where `--kv-trace-endpoint` alone publishes: the stream holds texts, so nobody else may reach it.
+LOOPBACK = "tcp://127.0.0.1:5558"
 
 
 def _flag(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -42,7 +44,8 @@ class RaasConfig:
     )
     kv_trace_endpoint: str | None = _flag(
         None,
-        "Where to publish which tokens each request holds over ZMQ, such as tcp://*:5558; "
+        "Publishes texts and which of their tokens each request holds, over ZMQ, to everyone who "
+        f"reaches this address; {LOOPBACK} if none is named; "
         "each rank of the server binds a port of its own from there on; off without this flag.",
     )
     kv_trace_interval: int = _flag(16, "Decode steps from one published sample to the next.")
@@ -100,6 +103,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             "--" + item.name.replace("_", "-"),
             type=str if item.name in texts else int,
             default=None,
+            nargs="?" if item.name == "kv_trace_endpoint" else None,
+            const=LOOPBACK if item.name == "kv_trace_endpoint" else None,
             choices=item.metadata["choices"],
             help=item.metadata["help"] + shown,
         )
@@ -150,7 +155,7 @@ def check_budget(name: str, budget: Any) -> None:
 def _check_endpoint(endpoint: str | None) -> None:
     if endpoint is not None and not re.fullmatch(r"tcp://[^:/]+:\d+", endpoint):
         raise ValueError(
-            f"--kv-trace-endpoint must be tcp://ADDRESS:PORT, got {endpoint!r}; use tcp://*:5558"
+            f"--kv-trace-endpoint must be tcp://ADDRESS:PORT, got {endpoint!r}; use {LOOPBACK}"
         )
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY, names_choice
+from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY, TRACE_KEY, names_choice
 from raas_sglang.life.request import REPORT_FIELDS
 
 CHOICE_KEY = "custom_params"
-_OURS = (POLICY_KEY, BUDGET_KEY, CHOICE_KEY)
+_OURS = (POLICY_KEY, BUDGET_KEY, TRACE_KEY, CHOICE_KEY)
 # Objects of a body in which clients put what stands elsewhere.
 _CONTAINERS = ("extra_body", "sampling_params", "parameters", "options", "instances")
 _EVENT = b"data: "
@@ -98,7 +98,7 @@ def read_choice(body: Any, route: Route) -> Any:
         route: Where it was sent.
 
     Raises:
-        ValueError: it asks for a policy or a budget where nobody reads it.
+        ValueError: it asks for something where nobody reads it.
     """
     if not isinstance(body, dict):
         return None
@@ -106,13 +106,14 @@ def read_choice(body: Any, route: Route) -> Any:
         got = f"got {'.'.join(path)} = {value!r}, which would be dropped"
         if route.where is None:
             raise ValueError(
-                "kv_policy and kv_budget must be sent to a route that takes them, "
+                "kv_policy, kv_budget and kv_trace must be sent to a route that takes them, "
                 f"{got}; leave it out"
             )
         if path != (*route.where, CHOICE_KEY):
             right = ".".join((*route.where, CHOICE_KEY))
             raise ValueError(
-                f"kv_policy and kv_budget must stand in {right} of the body, {got}; move it"
+                f"kv_policy, kv_budget and kv_trace must stand in {right} of the body, "
+                f"{got}; move it"
             )
     return None if route.is_native else body.get(CHOICE_KEY)
 

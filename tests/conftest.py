@@ -11,7 +11,7 @@ import pytest
 import raas_sglang.cpu
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.rows import RowFile
-from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer
+from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer, free_port
 from raas_sglang.cpu import cpu_environment, has_driver
 
 # An idle scheduler spins, and several of them share two cores here.
@@ -120,3 +120,20 @@ def paged_server() -> Iterator[LocalServer]:
     with start_server(*flags, "--max-total-tokens", "8000", page_size=16) as running:
         yield running
         assert running.is_alive(), running.log_end()
+
+
+@pytest.fixture(scope="session")
+def traced_server() -> Iterator[LocalServer]:
+    """A server that says all that it does: metrics, log, and a trace of every step."""
+    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--max-total-tokens", "20000")
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    trace = ("--kv-trace-endpoint", endpoint, "--kv-trace-interval", "1")
+    logs = ("--decode-log-interval", "20", "--log-requests", "--log-requests-level", "0")
+    with start_server(*flags, *trace, "--enable-metrics", *logs) as running:
+        yield running
+        assert running.is_alive(), running.log_end()
+
+
+def trace_endpoint(server: LocalServer) -> str:
+    """Where a server publishes its trace."""
+    return server.command[server.command.index("--kv-trace-endpoint") + 1]

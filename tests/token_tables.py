@@ -1,5 +1,7 @@
 """Made-up token tables, and a publisher that keeps what it is given."""
 
+from array import array
+
 import msgspec
 import torch
 
@@ -8,6 +10,7 @@ from raas_sglang.config import RaasConfig
 from raas_sglang.life.options import RequestOptions
 from raas_sglang.life.request import RequestState
 from raas_sglang.trace import TraceBatch
+from raas_sglang.trace.sampler import TracedRequest
 
 LAYERS, SLOTS, HEADS, TOKENS = 3, 5, 2, 64
 CONFIG = RaasConfig(
@@ -43,8 +46,10 @@ def buffers():
     )
 
 
-def request(generated, policy=Policy.RAAS):
-    options = RequestOptions(policy, 64, evicts=policy is not Policy.DENSE)
+def request(rid, generated, policy=Policy.RAAS, traced=True):
+    """A prompt of tokens 100 to 109, and tokens 0, 1, ... after it."""
+    options = RequestOptions(policy, 64, evicts=policy is not Policy.DENSE, traced=traced)
     state = RequestState(options, 10)
-    state.logical_len, state.resident_len = 10 + generated, 10 + min(generated, 64)
-    return state
+    kept = min(generated, 64) if options.evicts else generated
+    state.logical_len, state.resident_len = 10 + generated, 10 + kept
+    return TracedRequest(rid, state, array("q", range(100, 110)), array("q", range(generated)))

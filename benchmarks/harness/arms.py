@@ -19,6 +19,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "default": (),  # SGLang as it comes, the plugin not loaded
     "off": ("--kv-policy", "dense"),
     **{name: ("--kv-policy", name) for name in POLICY_NAMES if name != "dense"},
+    "raas-traced": ("--kv-policy", "raas", "--kv-trace-endpoint"),
 }
 
 

@@ -1,8 +1,9 @@
 """`sglang.srt.managers.tp_worker`: samples for `--kv-trace-endpoint`; not hooked without it.
 
 Why: the eviction state is on the device, and only between two steps it is of one step. How: the
-worker has the pool and is called on the stream of the forward pass. Remove when: SGLang lets
-plugins see the end of a step.
+worker has the pool and is called on the stream of the forward pass; of a request that ends, SGLang
+tells a worker that has a `prepare_for_kv_cache_release`. Remove when: SGLang lets plugins see the
+end of a step.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ from sglang.srt.runtime_context import get_parallel
 from raas_patches.active import required_config
 from raas_patches.seam import Seam
 from raas_sglang.trace.publisher import TracePublisher
-from raas_sglang.trace.sampler import TokenSampler
+from raas_sglang.trace.sampler import TokenSampler, TracedRequest
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.tp_worker import TpModelWorker
 
 
@@ -30,9 +31,16 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
     ranks = get_parallel()
     replica = ranks.dp_rank or 0
     offset = replica * ranks.tp_size + ranks.tp_rank
-    publisher = TracePublisher(endpoint_of_rank(config.kv_trace_endpoint, offset))
     buffers = self.model_runner.token_to_kv_pool.state.buffers
+    endpoint = endpoint_of_rank(config.kv_trace_endpoint, offset)
+    publisher = TracePublisher(endpoint, buffers.births.nbytes + buffers.weights.nbytes)
     self.token_sampler = TokenSampler(buffers, config, publisher, replica, ranks.tp_rank)
+
+    def prepare_for_kv_cache_release(req: "Req") -> None:
+        reason = req.finished_reason.to_json()["type"]
+        self.token_sampler.end(_traced(req, req.output_ids_through_stop), reason)
+
+    self.prepare_for_kv_cache_release = prepare_for_kv_cache_release
 
 
 def endpoint_of_rank(endpoint: str, offset: int) -> str:
@@ -46,8 +54,12 @@ def forward_batch_generation(
 ) -> None:
     """After `forward_batch_generation`, on its stream: samples a decode step now and then."""
     if batch is not None and batch.forward_mode.is_decode() and self.token_sampler.is_due():
-        requests = [(req.rid, req.raas) for req in batch.reqs]
+        requests = [_traced(req, req.output_ids) for req in batch.reqs]
         self.token_sampler.sample(batch.req_pool_indices, requests)
+
+
+def _traced(req: "Req", output_ids: Any) -> TracedRequest:
+    return TracedRequest(req.rid, req.raas, req.origin_input_ids, output_ids)
 
 
 _PATH = "sglang.srt.managers.tp_worker.TpModelWorker."

@@ -9,6 +9,9 @@ from raas_patches.seam import Reliance
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler."
 _BATCH = "sglang.srt.managers.schedule_batch."
 _COMMON = "sglang.srt.mem_cache.common."
+_RESULTS = (
+    "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
+)
 _GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner."
 _FLASHINFER = "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper."
 
@@ -44,6 +47,14 @@ WATCHED = (
     Reliance(
         _SCHEDULER + "_get_new_batch_prefill_raw",
         "makes the adder, offers it the queue, and puts preempted requests back",
+    ),
+    Reliance(
+        _RESULTS + "_handle_finish_state_updated_req",
+        "announces a request that ended in a decode step, while it still has its slots",
+    ),
+    Reliance(
+        _RESULTS + "_prepare_kv_cache_release",
+        "calls `prepare_for_kv_cache_release` of a worker that has one",
     ),
     Reliance(_SCHEDULER + "event_loop_overlap", "has one step in flight when a result is read"),
     Reliance(

@@ -13,7 +13,8 @@ from raas_sglang.config import POLICY_NAMES, RaasConfig, check_budget
 from raas_sglang.policies import POLICIES
 
 POLICY_KEY, BUDGET_KEY, PROMPT_KEY = "kv_policy", "kv_budget", "kv_prompt_len"
-_KEYS = {POLICY_KEY, BUDGET_KEY, PROMPT_KEY}
+TRACE_KEY = "kv_trace"
+_KEYS = {POLICY_KEY, BUDGET_KEY, PROMPT_KEY, TRACE_KEY}
 _RESERVED_PREFIX = "kv_"
 
 
@@ -28,12 +29,14 @@ class RequestOptions:
             it may generate fits into the budget.
         prompt_len: P in tokens where the request named it, since the rest of its input was
             generated before; None where all of its input is prompt.
+        traced: Whether a trace stream may show it.
     """
 
     policy: Policy
     budget: int
     evicts: bool
     prompt_len: int | None = None
+    traced: bool = True
 
     def prompt_of(self, input_len: int) -> int:
         """P of an input of so many tokens."""
@@ -70,7 +73,7 @@ def parse_options(
     tokens are the prompt, the others count as generated. So the request goes on within its budget
     as if it had been retracted, not aborted; only its prompt and its last L tokens are computed
     again. To everything but the KV cache the others are input: ``max_new_tokens``, penalties, stop
-    conditions, usage.
+    conditions, usage. ``kv_trace`` false keeps the request out of the trace stream.
 
     Args:
         custom_params: As the client sent it; keys other than ``kv_*`` are left to others.
@@ -105,8 +108,15 @@ def parse_options(
     limit = context_len if max_new_tokens is None else generated + max_new_tokens
     budget = asked.get(BUDGET_KEY, config.kv_budget)
     _check_request_budget(budget, config, context_len, limit)
+    traced = asked.get(TRACE_KEY, True)
+    if not isinstance(traced, bool):
+        raise ValueError(
+            f"{TRACE_KEY} must be true or false, got {traced!r}; "
+            "send false to keep the request out of the trace stream"
+        )
     kind = POLICIES[policy].kind
-    return RequestOptions(kind, budget, kind is not Policy.DENSE and budget < limit, prompt_len)
+    evicts = kind is not Policy.DENSE and budget < limit
+    return RequestOptions(kind, budget, evicts, prompt_len, traced)
 
 
 def names_choice(custom_params: Any) -> bool:
@@ -138,8 +148,8 @@ def _asked(custom_params: Any) -> dict[str, Any]:
     unknown = sorted(set(asked) - _KEYS)
     if unknown:
         raise ValueError(
-            f"custom_params must hold {POLICY_KEY}, {BUDGET_KEY} or {PROMPT_KEY}, got unknown "
-            f"{unknown}; check the spelling"
+            f"custom_params must hold {POLICY_KEY}, {BUDGET_KEY}, {PROMPT_KEY} or {TRACE_KEY}, "
+            f"got unknown {unknown}; check the spelling"
         )
     return asked
 

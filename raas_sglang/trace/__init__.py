@@ -1,10 +1,18 @@
 """The trace stream of `--kv-trace-endpoint`: which tokens each request holds, and why."""
 
-from raas_sglang.trace.message import TokenTable, TokenTrace, TraceBatch, reused, token_table
+from raas_sglang.trace.message import (
+    RequestTrace,
+    TokenTable,
+    TokenTrace,
+    TraceBatch,
+    reused,
+    token_table,
+)
 from raas_sglang.trace.subscriber import Received, listen
 
 __all__ = [
     "Received",
+    "RequestTrace",
     "TokenTable",
     "TokenTrace",
     "TraceBatch",

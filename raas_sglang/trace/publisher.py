@@ -1,16 +1,22 @@
 """The ZMQ side of the trace stream: a thread that waits for samples, packs and sends them."""
 
+import ipaddress
+import logging
 import queue
 import threading
 from collections.abc import Callable
 
 import msgspec
 import zmq
+from msgspec.structs import replace
 
 from raas_sglang.trace.message import TOPIC, TraceBatch
 
-# Messages that a slow subscriber may lag behind; further ones are lost to it, not to the others.
-_HIGH_WATER_MARK = 1000
+logger = logging.getLogger(__name__)
+
+# What a slow subscriber may lag behind, in messages and in bytes of the largest; further messages
+# are lost to it, not to the others.
+_MOST_MESSAGES, _MOST_BYTES = 1000, 1 << 30
 
 
 class TracePublisher:
@@ -18,14 +24,15 @@ class TracePublisher:
 
     Args:
         endpoint: ``tcp://ADDRESS:PORT``, bound here.
+        largest: Bytes of the largest message.
 
     Raises:
         RuntimeError: the endpoint cannot be bound.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, largest: int = 1) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
-        self._socket.set_hwm(_HIGH_WATER_MARK)
+        self._socket.set_hwm(max(2, min(_MOST_MESSAGES, _MOST_BYTES // largest)))
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
             self._socket.bind(endpoint)
@@ -34,6 +41,13 @@ class TracePublisher:
                 f"--kv-trace-endpoint must be free to bind, got {endpoint}: {error}; choose "
                 "another port; a server takes one for each of its ranks"
             ) from error
+        if not _is_loopback(endpoint):
+            logger.warning(
+                "--kv-trace-endpoint %s is open to everyone who reaches the port: the stream holds "
+                "the text of every request, without a password and without encryption. Use "
+                "tcp://127.0.0.1:PORT, or let a firewall keep others away.",
+                endpoint,
+            )
         self._samples: queue.SimpleQueue[tuple[int, Callable[[], TraceBatch]] | None] = (
             queue.SimpleQueue()
         )
@@ -58,6 +72,18 @@ class TracePublisher:
         encoder = msgspec.msgpack.Encoder()
         while (item := self._samples.get()) is not None:
             sequence, sample = item
-            frames = (TOPIC, sequence.to_bytes(8, "big"), encoder.encode(sample()))
-            self._socket.send_multipart(frames)
+            batch = sample()
+            tables = [table for event in batch.events for table in (event.births, event.weights)]
+            events = [replace(event, births=b"", weights=b"") for event in batch.events]
+            head = encoder.encode(replace(batch, events=events))
+            frames = (TOPIC, sequence.to_bytes(8, "big"), head, *tables)
+            self._socket.send_multipart(frames, copy=False)
         self._socket.close()
+
+
+def _is_loopback(endpoint: str) -> bool:
+    address = endpoint.removeprefix("tcp://").rpartition(":")[0]
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

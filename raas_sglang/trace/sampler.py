@@ -7,24 +7,54 @@ buffers; if both are still on their way, the sample is left out rather than wait
 
 import queue
 import time
+from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from raas_kernels import EvictionBuffers
+from raas_kernels import EvictionBuffers, Policy
 from raas_sglang.config import RaasConfig
 from raas_sglang.life.options import RequestOptions
 from raas_sglang.life.request import RequestState
-from raas_sglang.trace.message import BIRTH_DTYPE, WEIGHT_DTYPE, TokenTrace, TraceBatch
+from raas_sglang.trace.message import (
+    BIRTH_DTYPE,
+    TOKEN_DTYPE,
+    WEIGHT_DTYPE,
+    RequestTrace,
+    TokenTrace,
+    TraceBatch,
+)
 from raas_sglang.trace.publisher import TracePublisher
 
 _BUFFERS = 2
 
 
+class TracedRequest(NamedTuple):
+    """A running request of SGLang.
+
+    Attributes:
+        rid: SGLang's name of it.
+        state: Its progress.
+        input_ids: What it was sent.
+        output_ids: What it has generated; the scheduler goes on to append to it.
+    """
+
+    rid: str
+    state: RequestState
+    input_ids: "array[int]"
+    output_ids: "array[int]"
+
+
 class TracedRow(NamedTuple):
-    """A row of the sampled batch as it was at that step; its `RequestState` goes on meanwhile."""
+    """A row of the sampled batch as it was at that step; its `RequestState` goes on meanwhile.
+
+    Attributes:
+        place: Its row in the batch.
+        tokens: K, generated tokens that it holds.
+        text: Its token ids, int64. A copy: what another thread views cannot be appended to.
+    """
 
     place: int
     rid: str
@@ -33,6 +63,7 @@ class TracedRow(NamedTuple):
     logical_len: int
     resident_len: int
     tokens: int
+    text: bytes
 
 
 class Copy(NamedTuple):
@@ -83,7 +114,7 @@ class TokenSampler:
         for _ in range(_BUFFERS):
             pinned = self._stream is not None
             self._free.put(torch.empty(size, dtype=torch.int32, pin_memory=pinned))
-        self._steps = self._samples = 0
+        self._steps = self._messages = 0
 
     def is_due(self) -> bool:
         """Counts a decode step; whether it is one to sample."""
@@ -91,41 +122,71 @@ class TokenSampler:
         self._steps += 1
         return due
 
-    def sample(
-        self, req_pool_indices: torch.Tensor, requests: Sequence[tuple[str, RequestState]]
-    ) -> None:
+    def sample(self, req_pool_indices: torch.Tensor, requests: Sequence[TracedRequest]) -> None:
         """Starts the copy of a batch's token tables; call it on the stream that decoded the batch.
 
         Args:
             req_pool_indices: [B] int64 request slots, on the device of the eviction state.
-            requests: SGLang's name and the progress of each row.
+            requests: Each row of the batch.
         """
         rows = [
-            self._row(place, rid, state)
-            for place, (rid, state) in enumerate(requests)
-            if state.options.evicts
+            self._row(place, request)
+            for place, request in enumerate(requests)
+            if request.state.options.traced
         ]
-        if not rows:
+        evicting = [row for row in rows if row.options.evicts]
+        now = time.time()
+        if not evicting:
+            self._publish_texts(now, rows)
             return
-        sequence, self._samples = self._samples, self._samples + 1
+        sequence = self._next_number()
         try:
             host = self._free.get_nowait()
         except queue.Empty:
             return  # the subscriber sees the gap in the sequence
-        copy = self._start(req_pool_indices, max(row.tokens for row in rows), host)
-        now = time.time()
+        copy = self._start(req_pool_indices, max(row.tokens for row in evicting), host)
 
         def message() -> TraceBatch:
-            batch = self._arrived(now, rows, copy)
+            if copy.done is not None:
+                copy.done.synchronize()
+            events = [_event(row, copy) for row in evicting]
             self._free.put(host)
-            return batch
+            return TraceBatch(now, events, *self.ranks, self._texts(rows))
 
         self.publisher.publish(sequence, message)
 
-    def _row(self, place: int, rid: str, state: RequestState) -> TracedRow:
+    def end(self, request: TracedRequest, reason: str) -> None:
+        """Tells that a request has ended, and its whole text.
+
+        Args:
+            request: It; what it generated up to its stop.
+            reason: SGLang's finish reason.
+        """
+        if request.state.options.traced:
+            self._publish_texts(time.time(), [self._row(0, request)], reason)
+
+    def _publish_texts(
+        self, now: float, rows: list[TracedRow], finished: str | None = None
+    ) -> None:
+        if rows and self.ranks[1] == 0:
+            self.publisher.publish(
+                self._next_number(),
+                lambda: TraceBatch(now, [], *self.ranks, self._texts(rows, finished)),
+            )
+
+    def _texts(self, rows: list[TracedRow], finished: str | None = None) -> list[RequestTrace]:
+        return [_text(row, finished) for row in rows] if self.ranks[1] == 0 else []
+
+    def _next_number(self) -> int:
+        number, self._messages = self._messages, self._messages + 1
+        return number
+
+    def _row(self, place: int, request: TracedRequest) -> TracedRow:
+        state = request.state
         tokens = min(state.generated_len, state.options.budget)
         lens = state.prompt_len, state.logical_len, state.resident_len
-        return TracedRow(place, rid, state.options, *lens, tokens)
+        text = request.input_ids.tobytes() + request.output_ids.tobytes()
+        return TracedRow(place, request.rid, state.options, *lens, tokens, text)
 
     def _start(self, slots: torch.Tensor, tokens: int, host: torch.Tensor) -> Copy:
         tables = [
@@ -153,12 +214,6 @@ class TokenSampler:
             done.record()
         return done
 
-    def _arrived(self, now: float, rows: list[TracedRow], copy: Copy) -> TraceBatch:
-        if copy.done is not None:
-            copy.done.synchronize()
-        events = [_event(row, copy) for row in rows]
-        return TraceBatch(now, events, *self.ranks)
-
 
 def _event(row: TracedRow, copy: Copy) -> TokenTrace:
     births, weights = (
@@ -177,5 +232,21 @@ def _event(row: TracedRow, copy: Copy) -> TokenTrace:
     )
 
 
+def _text(row: TracedRow, finished: str | None) -> RequestTrace:
+    policy = row.options.policy
+    return RequestTrace(
+        row.rid,
+        policy.label,
+        None if policy is Policy.DENSE else row.options.budget,
+        row.prompt_len,
+        row.logical_len,
+        row.resident_len,
+        np.frombuffer(row.text, np.int64).astype(TOKEN_DTYPE).tobytes(),
+        finished,
+    )
+
+
 def _packed(table: torch.Tensor, dtype: "np.dtype[Any]") -> bytes:
-    return table.numpy().astype(dtype, copy=False).tobytes()
+    # Unlike `tobytes`, this lets the scheduler's thread run while it copies.
+    whole = np.ascontiguousarray(table.numpy().astype(dtype, copy=False))
+    return cast("bytes", whole.data.cast("B"))

@@ -6,12 +6,13 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import zmq
+from msgspec.structs import replace
 
 from raas_sglang.trace.message import TOPIC, TokenTrace, TraceBatch, reused, token_table
 
 
 class Received(NamedTuple):
-    """A message and its number, which counts the samples of its rank."""
+    """A message and its number, which counts the messages of its rank."""
 
     sequence: int
     batch: TraceBatch
@@ -41,8 +42,20 @@ def listen(endpoints: Iterable[str], timeout_s: float | None = None) -> Iterator
                     f"the endpoint must be tcp://HOST:PORT of a server, got {endpoint}: {error}"
                 ) from error
         while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
-            _, sequence, payload = socket.recv_multipart()
-            yield Received(int.from_bytes(sequence, "big"), decoder.decode(payload))
+            _, sequence, head, *tables = socket.recv_multipart()
+            batch = _with_tables(decoder.decode(head), tables)
+            yield Received(int.from_bytes(sequence, "big"), batch)
+
+
+def _with_tables(batch: TraceBatch, tables: list[bytes]) -> TraceBatch:
+    if len(tables) != 2 * len(batch.events):
+        raise msgspec.ValidationError(
+            f"a message with {len(batch.events)} events must have two tables for each, got "
+            f"{len(tables)}; run the server and its subscriber with the same version"
+        )
+    pairs = zip(batch.events, tables[::2], tables[1::2], strict=True)
+    events = [replace(event, births=births, weights=weights) for event, births, weights in pairs]
+    return replace(batch, events=events)
 
 
 def lines(messages: Iterable[Received]) -> Iterator[str]:
@@ -53,6 +66,8 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
     """
     seen: dict[tuple[int, int], dict[str, TokenTrace]] = {}
     for sequence, batch in messages:
+        if not batch.events:
+            continue
         rank = batch.attn_dp_rank, batch.tp_rank
         before = seen.get(rank, {})
         for event in batch.events:

@@ -24,7 +24,7 @@ def test_a_sample_is_of_its_step_and_nobody_waits_for_it():
             torch.cuda._sleep(200_000_000)
             for tensor in (state.births, state.weights):
                 tensor.fill_(step)
-            sampler.sample(slots, [("a", request(step)), ("b", request(step))])
+            sampler.sample(slots, [request("a", step), request("b", step)])
             expected.append(step)
         for tensor in (state.births, state.weights):
             tensor.fill_(-1)

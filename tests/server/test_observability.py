@@ -14,9 +14,9 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.harness.server import LocalServer, free_port
+from benchmarks.harness.server import LocalServer
 from client import generate, post, problem, request, together, token_ids
-from conftest import start_server
+from conftest import trace_endpoint
 from raas_sglang.metrics import METRIC_NAMES
 from raas_sglang.trace import Received, listen, reused, token_table
 
@@ -39,29 +39,23 @@ class Observed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def observed():
-    """A server with everything on that says what it does."""
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
-    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--max-total-tokens", "20000")
-    trace = ("--kv-trace-endpoint", endpoint, "--kv-trace-interval", "1")
-    logs = ("--decode-log-interval", "20", "--log-requests", "--log-requests-level", "0")
-    with start_server(*flags, *trace, "--enable-metrics", *logs) as server:
-        received = []
-        stop = threading.Event()
+def observed(traced_server):
+    """What a server with everything on says while it runs."""
+    received = []
+    stop = threading.Event()
 
-        def subscribe():
-            while not stop.is_set():
-                received.extend(listen([endpoint], timeout_s=5))
+    def subscribe():
+        while not stop.is_set():
+            received.extend(listen([trace_endpoint(traced_server)], timeout_s=5))
 
-        thread = threading.Thread(target=subscribe)
-        thread.start()
-        generate(server, problem(6).prompt, "raas", 16, tokens=40, **FOREVER)
-        before = scrape(server)
-        answers = run_all(server)
-        yield Observed(server, received, before, answers, scrape(server))
-        stop.set()
-        thread.join()
-        assert server.is_alive(), server.log_end()
+    thread = threading.Thread(target=subscribe)
+    thread.start()
+    generate(traced_server, problem(6).prompt, "raas", 16, tokens=40, **FOREVER)
+    before = scrape(traced_server)
+    answers = run_all(traced_server)
+    yield Observed(traced_server, received, before, answers, scrape(traced_server))
+    stop.set()
+    thread.join()
 
 
 def scrape(server) -> dict[tuple[str, str], float]:
@@ -193,10 +187,11 @@ def test_gauges_are_what_the_log_line_says_and_go_back_to_zero(observed):
 
 def test_the_trace_shows_the_steps_that_the_answers_report(observed):
     """A sample that would have had to wait is left out, and the sequence number shows it."""
-    samples = defaultdict(list)
+    samples, others = defaultdict(list), 0
     for sequence, batch in list(observed.received):
+        others += not batch.events  # of ends and of dense requests alone
         for event in batch.events:
-            samples[event.rid].append((sequence, event))
+            samples[event.rid].append((sequence - others, event))
     for info in observed.answers:
         seen = samples[info["id"]]
         if info["kv_policy"] == "dense":
@@ -212,7 +207,7 @@ def test_the_trace_shows_the_steps_that_the_answers_report(observed):
         assert last.step in steps
         assert info["resident_tokens"] == last.prompt_len + min(len(steps), last.budget)
         assert len(events) > len(steps) / 2, "a machine under load loses a few"
-        assert len({sequence - event.step for sequence, event in seen}) == 1
+        assert len({number - event.step for number, event in seen}) == 1
         assert len(steps) - last.budget == info["evicted_tokens"]
         assert_tokens_follow_the_rules(events)
 

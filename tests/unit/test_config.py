@@ -23,6 +23,13 @@ def test_the_defaults():
     assert (config.kv_budget, config.max_budget, config.traced) == (1024, 1024, False)
 
 
+def test_the_trace_stays_on_this_machine_where_no_address_is_named():
+    config = take_settings(parse("--kv-policy", "raas", "--kv-trace-endpoint"))
+    assert (config.kv_trace_endpoint, config.traced) == ("tcp://127.0.0.1:5558", True)
+    named = parse("--kv-policy", "raas", "--kv-trace-endpoint", "tcp://10.0.0.7:5600")
+    assert take_settings(named).kv_trace_endpoint == "tcp://10.0.0.7:5600"
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_is_a_choice_and_explained(policy):
     assert take_settings(parse("--kv-policy", policy)).evicts is (policy != "dense")

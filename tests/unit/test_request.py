@@ -72,6 +72,9 @@ def test_what_was_generated_before_counts_towards_the_budget():
         ({"kv_prompt_len": "40"}, "got '40'"),
         ({"kv_prompt_len": True}, "got True"),
         ({"kv_prompt_len": None}, "got None"),
+        ({"kv_trace": 0}, "kv_trace must be true or false, got 0"),
+        ({"kv_trace": "false"}, "got 'false'; send false to keep the request out"),
+        ({"kv_trace": None}, "got None"),
         ("raas", "custom_params must be an object, got str"),
         ([1], "custom_params must be an object, got list"),
     ],
@@ -79,6 +82,14 @@ def test_what_was_generated_before_counts_towards_the_budget():
 def test_bad_parameters_say_what_must_hold(custom_params, text):
     with pytest.raises(ValueError, match=text):
         parse(custom_params)
+
+
+def test_a_request_may_stay_out_of_the_trace():
+    assert parse(None).traced
+    assert parse({"kv_trace": True}).traced
+    assert not parse({"kv_trace": False}).traced
+    with pytest.raises(ValueError, match=r"\['kv_trace'\] must be sent to a server started with"):
+        parse({"kv_trace": False}, config=None)
 
 
 def test_without_the_plugin_asking_is_refused_and_silence_is_not():

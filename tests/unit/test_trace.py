@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import zmq
 
 from raas_kernels import Policy
 from raas_patches.tp_worker import endpoint_of_rank
 from raas_sglang.config import RaasConfig
-from raas_sglang.trace import listen, reused, token_table
+from raas_sglang.trace import TokenTrace, TraceBatch, listen, reused, token_table
 from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.trace.sampler import TokenSampler
 from raas_sglang.trace.subscriber import Received, lines
@@ -27,12 +28,13 @@ def kept():
 def test_a_sample_holds_the_tokens_of_evicting_rows_of_that_step(kept):
     state = buffers()
     sampler = TokenSampler(state, CONFIG, kept, attn_dp_rank=1, tp_rank=2)
-    rows = [("a", request(33)), ("dense", request(90, Policy.DENSE)), ("b", request(80))]
+    rows = [request("a", 33), request("dense", 90, Policy.DENSE), request("b", 80)]
     sampler.sample(torch.tensor([4, 1, 2]), rows)
     before = SimpleNamespace(births=state.births.clone(), weights=state.weights.clone())
     for tensor in (state.births, state.weights):
         tensor.zero_()  # the next step
-    rows[0][1].logical_len += 7
+    rows[0].state.logical_len += 7
+    rows[0].output_ids.extend(range(33, 40))  # the copy is nobody's view, so it can grow
     sequence, batch = kept.arrive()
     assert (sequence, batch.attn_dp_rank, batch.tp_rank) == (0, 1, 2)
     assert [event.rid for event in batch.events] == ["a", "b"]
@@ -44,6 +46,52 @@ def test_a_sample_holds_the_tokens_of_evicting_rows_of_that_step(kept):
     first = batch.events[0]
     assert (first.step, first.logical_len, first.resident_len) == (32, 43, 43)
     assert (first.policy, first.budget, first.prompt_len) == ("raas", 64, 10)
+    assert batch.requests == [], "the same on all ranks, so rank 0 tells"
+
+
+def test_rank_0_tells_the_text_of_every_request(kept):
+    sampler = TokenSampler(buffers(), CONFIG, kept, attn_dp_rank=1, tp_rank=0)
+    rows = [
+        request("a", 80),
+        request("dense", 90, Policy.DENSE),
+        request("hidden", 3, traced=False),
+    ]
+    sampler.sample(torch.tensor([4, 1, 2]), rows)
+    _, batch = kept.arrive()
+    assert [event.rid for event in batch.events] == ["a"]
+    assert [(text.rid, text.policy, text.budget) for text in batch.requests] == [
+        ("a", "raas", 64),
+        ("dense", "dense", None),
+    ]
+    for text, generated, held in zip(batch.requests, (80, 90), (64, 90), strict=True):
+        assert (text.prompt_len, text.logical_len) == (10, 10 + generated)
+        assert (text.resident_len, text.finished) == (10 + held, None)
+        ids = np.frombuffer(text.token_ids, "<i4").tolist()
+        assert ids == [*range(100, 110), *range(generated)]
+
+
+def test_an_end_tells_the_whole_text(kept):
+    for rank in (0, 1):
+        sampler = TokenSampler(buffers(), CONFIG, kept, attn_dp_rank=0, tp_rank=rank)
+        sampler.end(request("a", 17), "length")
+        sampler.end(request("hidden", 17, traced=False), "length")
+    ((sequence, sample),) = kept.samples
+    batch = sample()
+    assert (sequence, batch.events) == (0, [])
+    assert [(text.rid, text.finished) for text in batch.requests] == [("a", "length")]
+    assert np.frombuffer(batch.requests[0].token_ids, "<i4").tolist()[-1] == 16
+
+
+def test_a_request_that_nobody_may_see_leaves_no_trace(kept):
+    state = buffers()
+    sampler = TokenSampler(state, CONFIG, kept, 0, 0)
+    rows = [request("hidden", 33, traced=False), request("a", 20)]
+    sampler.sample(torch.tensor([3, 1]), rows)
+    _, batch = kept.arrive()
+    assert [event.rid for event in batch.events] == ["a"]
+    np.testing.assert_array_equal(token_table(batch.events[0]).births, state.births[:, 1, :, :20])
+    sampler.sample(torch.tensor([3]), rows[:1])
+    assert kept.samples == []
 
 
 def test_only_every_interval_th_step_is_due(kept):
@@ -51,18 +99,24 @@ def test_only_every_interval_th_step_is_due(kept):
     assert [sampler.is_due() for _ in range(7)] == [True, False, False, True, False, False, True]
 
 
-def test_a_batch_without_evicting_rows_is_not_sampled(kept):
+def test_a_batch_without_evicting_rows_has_texts_alone(kept):
     sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
-    sampler.sample(torch.tensor([1]), [("dense", request(90, Policy.DENSE))])
+    sampler.sample(torch.tensor([1]), [request("dense", 90, Policy.DENSE)])
+    _, batch = kept.arrive()
+    assert batch.events == []
+    assert batch.requests[0].rid == "dense"
+    TokenSampler(buffers(), CONFIG, kept, 0, 1).sample(
+        torch.tensor([1]), [request("dense", 90, Policy.DENSE)]
+    )
     assert kept.samples == []
 
 
 def test_a_sample_that_finds_no_buffer_leaves_a_gap(kept):
     sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     for _ in range(3):
-        sampler.sample(torch.tensor([1]), [("a", request(33))])
+        sampler.sample(torch.tensor([1]), [request("a", 33)])
     assert [kept.arrive()[0], kept.arrive()[0]] == [0, 1]
-    sampler.sample(torch.tensor([1]), [("a", request(33))])
+    sampler.sample(torch.tensor([1]), [request("a", 33)])
     assert kept.arrive()[0] == 3
     assert kept.samples == []
 
@@ -91,12 +145,12 @@ def test_what_is_published_arrives_and_reads_as_lines(kept):
     sent = 0
     # A subscriber misses what is published before it is connected.
     while not arrived and sent < 1000:
-        sampler.sample(torch.tensor([1]), [("a", request(63 + sent))])
+        sampler.sample(torch.tensor([1]), [request("a", 63 + sent)])
         publisher.publish(*kept.samples.pop())
         sent += 1
         thread.join(0.02)
     state.births[:, 1, :, :16] += 64
-    sampler.sample(torch.tensor([1, 1]), [("last", request(5)), ("a", request(63 + sent))])
+    sampler.sample(torch.tensor([1, 1]), [request("last", 5), request("a", 63 + sent)])
     publisher.publish(*kept.samples.pop())
     thread.join()
     publisher.close()
@@ -117,7 +171,7 @@ def test_a_line_says_how_old_the_tokens_are(kept):
     state = buffers()
     state.births[..., :33] = torch.arange(33)
     sampler = TokenSampler(state, CONFIG, kept, 0, 0)
-    sampler.sample(torch.tensor([1]), [("a", request(33))])
+    sampler.sample(torch.tensor([1]), [request("a", 33)])
     (line,) = lines([Received(*kept.arrive())])
     assert line.endswith("given up - oldest 32 median age 16")
 
@@ -125,7 +179,7 @@ def test_a_line_says_how_old_the_tokens_are(kept):
 def test_a_name_that_is_used_again_is_another_request(kept):
     sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     for generated in (60, 5, 7):
-        sampler.sample(torch.tensor([1]), [("a", request(generated))])
+        sampler.sample(torch.tensor([1]), [request("a", generated)])
         if len(kept.samples) == 2:  # as many as there are buffers
             first, second = (Received(*kept.arrive()) for _ in range(2))
     third = Received(*kept.arrive())
@@ -135,11 +189,31 @@ def test_a_name_that_is_used_again_is_another_request(kept):
 
 def test_lines_of_two_ranks_are_not_compared_with_each_other(kept):
     sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
-    sampler.sample(torch.tensor([1]), [("a", request(33))])
+    sampler.sample(torch.tensor([1]), [request("a", 33)])
     _, batch = kept.arrive()
     other = msgspec.structs.replace(batch, tp_rank=1)
     printed = lines([Received(0, batch), Received(0, other), Received(1, batch)])
     assert ["given up - " in line for line in printed] == [True, True, False]
+
+
+def test_a_message_of_another_version_is_refused():
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    socket = zmq.Context.instance().socket(zmq.XPUB)
+    socket.bind(endpoint)
+    table = np.zeros(1, "<i4").tobytes()
+    event = TokenTrace("a", "raas", 16, 5, 6, 6, (1, 1, 1), table, table)
+    whole = msgspec.msgpack.encode(TraceBatch(0.0, [event], 0, 0))
+
+    def answer():
+        socket.recv()  # the subscription
+        socket.send_multipart([b"kv-trace", bytes(8), whole])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(msgspec.ValidationError, match="with 1 events must have two tables for"):
+        next(listen([endpoint]))
+    thread.join()
+    socket.close()
 
 
 def test_an_endpoint_in_use_is_refused_by_name():
@@ -153,6 +227,23 @@ def test_an_endpoint_in_use_is_refused_by_name():
 def test_an_endpoint_that_is_none_is_refused():
     with pytest.raises(RuntimeError, match="must be tcp://HOST:PORT of a server, got localhost"):
         next(listen(["localhost"]))
+
+
+@pytest.mark.parametrize(
+    ("address", "open_to_all"), [("127.0.0.1", False), ("*", True), ("0.0.0.0", True)]
+)
+def test_an_endpoint_that_others_reach_is_warned_of(address, open_to_all, caplog):
+    TracePublisher(f"tcp://{address}:{free_port()}").close()
+    assert ("is open to everyone who reaches the port" in caplog.text) is open_to_all
+
+
+def test_a_slow_subscriber_may_lag_behind_a_gigabyte():
+    limits = []
+    for largest in (1, 1 << 28, 1 << 40):
+        publisher = TracePublisher(f"tcp://127.0.0.1:{free_port()}", largest)
+        limits.append(publisher._socket.get_hwm())
+        publisher.close()
+    assert limits == [1000, 4, 2]
 
 
 def test_every_rank_has_a_port():

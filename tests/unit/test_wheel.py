@@ -90,7 +90,7 @@ def test_the_wheel_holds_three_packages_and_nothing_else(wheel):
         str(path.relative_to(ROOT / folder))
         for package, folder in PACKAGES.items()
         for path in (ROOT / folder / package).rglob("*")
-        if path.suffix in (".py", ".json") or path.name == "py.typed"
+        if path.suffix in (".py", ".json") or path.name == "py.typed" or path.parent.name == "page"
     }
     assert names == sources
     assert "Apache License" in licence

@@ -1,0 +1,52 @@
+"""Messages that have come and were not looked at yet: not more than memory and time allow."""
+
+import threading
+from collections import deque
+
+from raas_sglang.trace import Received
+
+# Samples beyond it are left out, except the newest of each rank, so that the page is not late.
+_MOST_BYTES = 1 << 26
+
+
+class Backlog:
+    """A queue between the thread that receives and the one that looks at what has come.
+
+    Args:
+        most_bytes: Token tables that may wait.
+    """
+
+    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
+        self._waiting: deque[Received] = deque()
+        self._changed = threading.Condition()
+        self._most_bytes = most_bytes
+
+    def put(self, message: Received) -> None:
+        """Adds a message, and leaves samples out that are too many; ends of requests stay."""
+        with self._changed:
+            self._waiting.append(message)
+            if sum(map(_size, self._waiting)) > self._most_bytes:
+                self._waiting = deque(_newest(self._waiting))
+            self._changed.notify()
+
+    def get(self) -> Received:
+        """Waits for a message and returns the oldest."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            return self._waiting.popleft()
+
+
+def _newest(messages: deque[Received]) -> list[Received]:
+    kept: list[Received] = []
+    ranks: set[tuple[int, int]] = set()
+    for message in reversed(messages):
+        rank = message.batch.attn_dp_rank, message.batch.tp_rank
+        if not message.batch.events or rank not in ranks:
+            kept.append(message)
+        if message.batch.events:
+            ranks.add(rank)
+    return kept[::-1]
+
+
+def _size(message: Received) -> int:
+    return sum(len(event.births) + len(event.weights) for event in message.batch.events)
