@@ -69,6 +69,7 @@ REFUSALS = (
     Refusal("--enable-dp-attention", _is_set("enable_dp_attention"), "use --dp-size alone"),
     Refusal("--pp-size", _above_one("pp_size"), "use --tp-size instead"),
     Refusal("--dcp-size", _above_one("dcp_size"), "use --dcp-size 1"),
+    Refusal("--nnodes", _above_one("nnodes"), "use the GPUs of one node"),
     Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
     Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),
     Refusal("--is-embedding", _is_set("is_embedding"), "remove --kv-policy: nothing is generated"),

@@ -128,7 +128,7 @@ class Arguments:
     """Resolved arguments of a server that RaaS supports."""
 
     def __init__(self, **changes):
-        numbers = {"pp_size": 1, "dcp_size": 1, "tokenizer_worker_num": 1}
+        numbers = {"pp_size": 1, "dcp_size": 1, "nnodes": 1, "tokenizer_worker_num": 1}
         names = {"disaggregation_mode": "null", "kv_cache_dtype": "auto", "device": "cpu"}
         vars(self).update(numbers, **names)
         vars(self).update(changes)
@@ -157,6 +157,7 @@ def test_supported_settings_are_not_refused():
         ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
         ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
         ("--pp-size", {"pp_size": 2}),
+        ("--nnodes", {"nnodes": 2}),
         ("--attention-backend", {"attention_backend": "intel_amx"}),
     ],
 )
