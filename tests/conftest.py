@@ -56,17 +56,20 @@ def start_server(*flags: str, page_size: int = 1, **environment: str) -> LocalSe
 
 
 def beside(folder: str) -> dict[str, str]:
-    """The environment in which SGLang finds the plugin of `plugins/early` beside RaaS."""
+    """The environment in which SGLang finds the plugins of a folder of `plugins` beside RaaS."""
     paths = (str(PLUGINS / folder), cpu_environment()["PYTHONPATH"])
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[LocalServer]:
-    """RaaS with radix cache and overlap scheduling on; the policy of requests that name none."""
+    """RaaS with radix cache and overlap scheduling on; the policy of requests that name none.
+
+    `/server_info` counts what RaaS keeps.
+    """
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
     more = ("--max-total-tokens", "20000", "--enable-response-store")
-    with start_server(*flags, *more) as running:
+    with start_server(*flags, *more, **beside("census")) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
@@ -92,7 +95,8 @@ def retracting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loca
     settings = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
     preferred = ("--preferred-sampling-params", json.dumps({"custom_params": PREFERRED}))
     flags = ("--config", str(path), "--max-total-tokens", "20000", "--chunked-prefill-size", "64")
-    with start_server(*flags, *preferred, **settings, **beside("early")) as running:
+    more = (*preferred, "--enable-return-hidden-states")
+    with start_server(*flags, *more, **settings, **beside("early")) as running:
         yield running
         assert running.is_alive(), running.log_end()
 

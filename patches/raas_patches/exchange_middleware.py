@@ -18,6 +18,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+# A body without any of these asks for nothing of ours; JSON may write a letter as its number.
+_SIGNS = (b"kv_", CHOICE_KEY.encode(), b"\\u00")
+
 
 class ExchangeMiddleware:
     """Follows the requests of some routes; all others pass.
@@ -59,7 +62,7 @@ class ExchangeMiddleware:
             current.reset(token)
 
     def _checked_choice(self, body: bytes, route: Route) -> dict[str, Any] | None:
-        if b"kv_" not in body and CHOICE_KEY.encode() not in body:
+        if not any(sign in body for sign in _SIGNS):
             return None
         try:
             parsed = orjson.loads(body)

@@ -98,6 +98,7 @@ REFUSALS = (
         _is_set("enable_amd_monokernel"),
         "remove it: it runs decode steps past the attention backend",
     ),
+    Refusal("--nnodes", _above_one("nnodes"), "use the GPUs of one node"),
     Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
     Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),
     Refusal("--is-embedding", _is_set("is_embedding"), "remove --kv-policy: nothing is generated"),

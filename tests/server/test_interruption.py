@@ -1,5 +1,6 @@
 """Retraction and chunked prefill: the boundary P does not move."""
 
+import json
 import re
 
 import pytest
@@ -73,13 +74,21 @@ def test_log_probabilities_of_an_interrupted_request(retracting_server, start):
         assert_report(answer, "raas", 64)
 
 
-def test_a_grammar_outlives_an_interruption(retracting_server):
+@pytest.mark.parametrize("kind", ["regex", "json_schema"])
+def test_a_grammar_outlives_an_interruption(retracting_server, kind):
     pattern = r"( v[0-9]+ =){60}"
-    extra = {"sampling_params": {"regex": pattern}}
+    numbers = {"type": "array", "items": {"enum": [1, 22]}, "minItems": 40, "maxItems": 40}
+    grammar = pattern if kind == "regex" else json.dumps(numbers)
+    extra = {"sampling_params": {kind: grammar}}
     calls = [lambda: generate(retracting_server, problem(8).prompt, "raas", 32, 400, **extra)] * 4
     answers = together(calls)
     assert any(answer["meta_info"]["num_retractions"] for answer in answers)
     for answer in answers:
-        assert re.fullmatch(pattern, answer["text"]), answer["text"]
+        if kind == "regex":
+            assert re.fullmatch(pattern, answer["text"]), answer["text"]
+        else:
+            found = json.loads(answer["text"])
+            assert len(found) == 40
+            assert set(found) <= {1, 22}
         assert answer["meta_info"]["evicted_tokens"] > 0
         assert_report(answer, "raas", 32)

@@ -257,3 +257,14 @@ def test_server_info_tells_policy_and_budget(request, name, policy, budget, larg
     told = requests.get(server.url + "/server_info", timeout=TIMEOUT_S).json()
     found = (told["kv_policy"], told["kv_budget"], told["kv_max_budget"])
     assert found == (policy, budget, largest)
+
+
+def test_a_choice_in_escaped_letters_is_a_choice(server):
+    body = json.dumps(with_custom_params("/v1/messages", CHOICE))
+    escaped = body.replace('"custom_params"', r'"\u0063ustom_params"').replace('"kv_', r'"\u006bv_')
+    assert json.loads(escaped) == json.loads(body)
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(
+        server.url + "/v1/messages", data=escaped, headers=headers, timeout=TIMEOUT_S
+    )
+    assert_chosen(reports(answer.json()))

@@ -171,6 +171,7 @@ def test_supported_settings_are_not_refused():
         ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
         ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
         ("--pp-size", {"pp_size": 2}),
+        ("--nnodes", {"nnodes": 2}),
         ("--attention-backend", {"attention_backend": "intel_amx"}),
     ],
 )

@@ -1,0 +1,55 @@
+"""`return_hidden_states`: one for each token of the answer, evicted, and retracted on the way."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from client import assert_report, events, paused, problem, request, token_ids
+from reasoner import REASONER
+
+TOKENS = 100
+FOREVER = {"sampling_params": {"ignore_eos": True}}
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> torch.Tensor:
+    """[tokens, width]; the reasoner's output layer is its input layer."""
+    with safe_open(REASONER / "model.safetensors", "pt") as weights:
+        return weights.get_tensor("model.embed_tokens.weight").float()
+
+
+def last_of(state: list) -> list[float]:
+    """A prefill returns the states of all that it computed; the last one gives the token."""
+    return state[-1] if isinstance(state[0], list) else state
+
+
+def assert_sampled_from(states, tokens, embeddings) -> None:
+    """Each token is the likeliest of its state, but for rounding to bfloat16."""
+    logits = torch.tensor(states) @ embeddings.T
+    chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    assert (logits.max(1).values - chosen).max() < 0.25
+
+
+@pytest.mark.parametrize(("policy", "budget"), [("dense", None), ("raas", 32), ("window", 16)])
+@pytest.mark.parametrize("wanted", [True, "last"])
+def test_each_token_has_the_state_that_it_was_sampled_from(
+    retracting_server, embeddings, policy, budget, wanted
+):
+    ids = token_ids(retracting_server, problem(8).prompt)
+    is_retracted = False
+    body = request(ids, policy, budget, TOKENS, return_hidden_states=wanted, **FOREVER)
+    for event in events(retracting_server, body):
+        if event["meta_info"]["completion_tokens"] > (budget or 0) and not is_retracted:
+            is_retracted = True
+            with paused(retracting_server):
+                pass
+    assert_report(event, policy, budget)
+    info = event["meta_info"]
+    assert info["num_retractions"] >= 1
+    assert info["completion_tokens"] == TOKENS
+    if wanted == "last":
+        assert_sampled_from([last_of(info["hidden_states"])], event["output_ids"][-1:], embeddings)
+    else:
+        states = [last_of(state) for state in info["hidden_states"]]
+        assert len(states) == TOKENS
+        assert_sampled_from(states, event["output_ids"], embeddings)
