@@ -173,6 +173,8 @@ def test_a_token_says_what_each_head_did_with_it(seen):
         )
         assert cells == holds.T.ravel().tolist()
         page.locator("#text").press("ArrowRight")
+    page.locator("#token-30").hover()
+    expect(page.locator("#token-22")).to_contain_class("at")  # what was chosen stays
     page.keyboard.press("Escape")
     expect(page.locator("#token-facts")).to_be_hidden()
 

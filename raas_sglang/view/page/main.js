@@ -8,27 +8,40 @@ import { showNumbers } from "./numbers.js";
 const $ = (id) => document.getElementById(id);
 const list = new List($("list"), select);
 const token = new Token($("token"));
-const text = new Text(choose);
-const timeline = new Timeline($("lives"), { choose, goTo });
+const text = new Text({ hover, pin });
+const timeline = new Timeline($("lives"), { hover, goTo });
 // at: the step that is shown, null for the newest; answer: what the server said of it last.
 const view = { key: null, at: null, answer: null };
 let busy = false;
 let stale = false;
 let viewer;
+// Whether the chosen token stays chosen while the pointer moves on.
+let pinned = false;
 
 function select(key) {
   if (key === view.key) return;
   Object.assign(view, { key, at: null, answer: null });
   text.clear();
   timeline.clear();
-  token.clear();
+  chooseNone();
   $("request").hidden = false;
   $("nothing").hidden = true;
   list.mark(key);
   refresh();
 }
 
+function hover(place) {
+  if (!pinned) choose(place);
+}
+
+// A second click lets it go.
+function pin(place, isKey = false) {
+  pinned = isKey || !pinned || place !== token.place;
+  choose(place);
+}
+
 function chooseNone() {
+  pinned = false;
   text.mark(null);
   timeline.mark(null);
   token.clear();

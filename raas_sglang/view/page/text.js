@@ -7,14 +7,15 @@ const QUARTER = 2;
 const AGAIN = 16;
 
 export class Text {
-  constructor(choose) {
+  constructor({ hover, pin }) {
     this.box = document.getElementById("text");
     this.prompt = document.getElementById("prompt");
     this.words = document.getElementById("words");
-    this.choose = choose;
+    this.pin = pin;
     this.clear();
-    this.words.addEventListener("mouseover", (event) => this.point(event));
-    this.words.addEventListener("click", (event) => this.point(event));
+    const point = (event, act) => event.target.dataset.place && act(Number(event.target.dataset.place));
+    this.words.addEventListener("mouseover", (event) => point(event, hover));
+    this.words.addEventListener("click", (event) => point(event, pin));
     this.box.addEventListener("keydown", (event) => this.move(event));
   }
 
@@ -105,11 +106,6 @@ export class Text {
     return node;
   }
 
-  point(event) {
-    const place = event.target.dataset.place;
-    if (place !== undefined) this.choose(Number(place));
-  }
-
   move(event) {
     const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (way === undefined) return;
@@ -117,7 +113,7 @@ export class Text {
     const last = this.words.children.length - 1;
     const place = this.marked === null ? last : Math.min(last, Math.max(0, this.marked + way));
     if (place < 0) return;
-    this.choose(place);
+    this.pin(place, true);
     this.words.children[place].scrollIntoView({ block: "nearest" });
   }
 }

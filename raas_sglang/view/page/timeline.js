@@ -8,13 +8,13 @@ const TOP = 4;
 const PAUSE_MS = 400;
 
 export class Timeline {
-  constructor(canvas, { choose, goTo }) {
+  constructor(canvas, { hover, goTo }) {
     this.canvas = canvas;
     this.note = document.getElementById("lives-note");
     this.picture = document.createElement("canvas");
     this.clear();
     const point = (event, act) => this.tokens && act(this.at(event));
-    canvas.addEventListener("mousemove", (event) => point(event, ({ token }) => choose(token)));
+    canvas.addEventListener("mousemove", (event) => point(event, ({ token }) => hover(token)));
     canvas.addEventListener("click", (event) => point(event, ({ step }) => goTo(step)));
     new ResizeObserver(() => this.answer && this.fetch()).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.paint());

@@ -83,9 +83,7 @@ export class Token {
       }
     }
     this.heads.replaceChildren(...cells);
-    this.legend.textContent = layers
-      ? `A square for each head: layers 0 to ${layers - 1} from left to right. Filled: it holds the token.`
-      : "";
+    this.legend.textContent = layers ? "A square for each head, layers from left to right; filled: it holds the token." : "";
   }
 }
 
