@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_server_args, process_model_config
 
-from raas_kernels import Policy
 from raas_patches.active import required_config
 from raas_patches.seam import Seam
-from raas_sglang.life.options import RequestOptions, parse_options
+from raas_sglang.life.options import admitted_options
 from raas_sglang.life.request import RequestState
 from raas_sglang.life.reservation import is_bounded
 from raas_sglang.life.step import growing
@@ -25,22 +24,9 @@ if TYPE_CHECKING:
 
 def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
     """After `Req.__init__`: attaches the request's options and progress as ``req.raas``."""
-    config = required_config(get_server_args())
-    params, input_len = self.sampling_params, len(self.origin_input_ids)
-    problem = None
-    try:
-        options = parse_options(
-            params.custom_params,
-            config,
-            process_model_config().context_len,
-            params.max_new_tokens,
-            input_len,
-            params.beam_width,
-        )
-    except ValueError as error:
-        # The server's process has refused it already; this is for whoever sends past it.
-        options, problem = None, str(error)
-    options = options or RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
+    config, context_len = required_config(get_server_args()), process_model_config().context_len
+    input_len = len(self.origin_input_ids)
+    options, problem = admitted_options(self.sampling_params, config, context_len, input_len)
     self.raas = RequestState(options, input_len)
     if problem:
         self.set_finish_with_abort(problem)
