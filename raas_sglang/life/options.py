@@ -144,31 +144,6 @@ def admitted_options(
     return options or dense, None
 
 
-def admitted_options(
-    params: Any, config: RaasConfig, context_len: int, input_len: int
-) -> tuple[RequestOptions, str | None]:
-    """Reads the sampling parameters of a request that the scheduler was given.
-
-    The server's process has refused what is wrong already; this is for whoever sends past it.
-
-    Args:
-        params: SGLang's `SamplingParams`.
-        config: The server's settings.
-        context_len: The model's context length in tokens.
-        input_len: Tokens of its input.
-
-    Returns:
-        The options and None, or those of a dense request and what is wrong.
-    """
-    dense = RequestOptions(Policy.DENSE, config.kv_budget, evicts=False)
-    asked, limit, beams = params.custom_params, params.max_new_tokens, params.beam_width
-    try:
-        options = parse_options(asked, config, context_len, limit, input_len, beams)
-    except ValueError as error:
-        return dense, str(error)
-    return options or dense, None
-
-
 def names_choice(custom_params: Any) -> bool:
     """Whether `parse_options` would read something out of it, or refuse it."""
     return not isinstance(custom_params, dict) or any(map(is_ours, custom_params))
