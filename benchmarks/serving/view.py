@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 from playwright.sync_api import Page
 
 from benchmarks.harness.cli import say
@@ -124,6 +125,8 @@ def write(
 ) -> None:
     """Stores what was measured, and says it."""
     page.wait_for_timeout(1000)
+    assert view.process is not None, "it runs"
+    busy_s = sum(psutil.Process(view.process.pid).cpu_times()[:2])
     painted = page.evaluate("window.painted")
     delays = [1000 * (at - sent[step]) for step, at in painted if step in sent]
     steps = sorted(sent)
@@ -134,6 +137,7 @@ def write(
         "samples that were painted": ([100 * len(delays) / (len(sent) - 1)], "%"),
         "memory of the page's heap": (heap_over_requests(page), "MB"),
         "memory of the viewer": ([resident_mb(view)], "MB"),
+        "CPU time of the viewer for a sample": ([1000 * busy_s / len(sent)], "ms"),
     }
     for name, (values, unit) in results.items():
         row = rows.write(f"view: {name}", [round(v, 1) for v in values], unit, config)
@@ -158,9 +162,7 @@ def heap_over_requests(page: Page) -> list[float]:
 def resident_mb(view: ViewProcess) -> float:
     """Memory of the viewer's process."""
     assert view.process is not None, "it runs"
-    status = Path(f"/proc/{view.process.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1000
+    return float(psutil.Process(view.process.pid).memory_info().rss / 1e6)
 
 
 if __name__ == "__main__":

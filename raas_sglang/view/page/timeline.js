@@ -5,7 +5,7 @@ const LEFT = 8;
 const BOTTOM = 18;
 const TOP = 4;
 // The picture is fetched anew at most this often, and never while one is on its way.
-const PAUSE_MS = 400;
+const PAUSE_MS = 1000;
 
 export class Timeline {
   constructor(canvas, { hover, goTo }) {
