@@ -6,37 +6,28 @@ expression is follows from annotations, ours and theirs; where there are none no
 """
 
 import ast
-import builtins
 import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from raas_patches.attributes import assigned, definition_of, names_of
+from annotations import (
+    OURS,
+    THEIRS,
+    Many,
+    Result,
+    annotated,
+    attribute_of,
+    item_of,
+    names_in,
+    returned_by,
+    tree_of,
+)
+from raas_patches.attributes import assigned, names_of
 from raas_patches.fingerprint import innermost
-
-THEIRS, OURS = ("sglang", "flashinfer"), ("raas_patches", "raas_sglang")
-_MANY = {"list", "List", "Sequence", "Iterable", "Iterator", "set", "tuple", "Tuple", "deque"}
-_INNER = {"Optional", "Final", "ClassVar", "Annotated", "type", "Type"}
-
-
-@dataclass(frozen=True)
-class Many:
-    """The type of what holds instances of another."""
-
-    item: Any
-
-
-@dataclass(frozen=True)
-class Result:
-    """The type of what returns another when it is called."""
-
-    value: Any
 
 
 class Use(NamedTuple):
@@ -61,7 +52,7 @@ def uses() -> dict[str, set[Use]]:
     given: set[str] = set()
     unknown: dict[str, str] = {}
     for module in _modules():
-        tree = _module_tree(module)
+        tree = tree_of(module)
         given |= set(_given(tree))
         found[module.__name__] = set(_overrides(module))
         for owner, name, line in _Reader(module, tree):
@@ -114,7 +105,7 @@ def _overrides(module: ModuleType) -> Iterator[Use]:
 
 
 def _classes(module: ModuleType) -> list[type]:
-    nodes = [node for node in _module_tree(module).body if isinstance(node, ast.ClassDef)]
+    nodes = [node for node in tree_of(module).body if isinstance(node, ast.ClassDef)]
     return [vars(module)[node.name] for node in nodes]
 
 
@@ -147,7 +138,7 @@ class _Reader:
     """Goes through the functions of a module and yields (class or module, attribute, line)."""
 
     def __init__(self, module: ModuleType, tree: ast.Module) -> None:
-        self.names, self.tree = _names(module), tree
+        self.names, self.tree = names_in(module), tree
         self.found: list[tuple[Any, str, int]] = []
 
     def __iter__(self) -> Iterator[tuple[Any, str, int]]:
@@ -165,7 +156,7 @@ class _Reader:
 
     def _parameters(self, node: Any, cls: type | None) -> dict[str, Any]:
         args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        types = {arg.arg: _annotated(arg.annotation, self.names) for arg in args}
+        types = {arg.arg: annotated(arg.annotation, self.names) for arg in args}
         if cls is not None and args:
             types[args[0].arg] = cls
             types["super"] = Result(next((b for b in cls.__mro__[1:] if _is_theirs(b)), None))
@@ -175,9 +166,9 @@ class _Reader:
         if isinstance(node, ast.Assign):
             self._bind(node.targets[0], self._type(node.value, env), env)
         elif isinstance(node, ast.AnnAssign):
-            self._bind(node.target, _annotated(node.annotation, self.names), env)
+            self._bind(node.target, annotated(node.annotation, self.names), env)
         elif isinstance(node, ast.For | ast.AsyncFor):
-            self._bind(node.target, _item(self._type(node.iter, env)), env)
+            self._bind(node.target, item_of(self._type(node.iter, env)), env)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.stmt):
                 self._block([child], env, cls)
@@ -190,7 +181,7 @@ class _Reader:
         if isinstance(target, ast.Name):
             env[target.id] = value
         elif isinstance(target, ast.Tuple):
-            items = value if isinstance(value, tuple) else [_item(value)] * len(target.elts)
+            items = value if isinstance(value, tuple) else [item_of(value)] * len(target.elts)
             for each, item in zip(target.elts, items, strict=False):
                 self._bind(each, item, env)
 
@@ -205,7 +196,7 @@ class _Reader:
         if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
             env = dict(env)
             for part in node.generators:
-                self._bind(part.target, _item(self._type(part.iter, env)), env)
+                self._bind(part.target, item_of(self._type(part.iter, env)), env)
                 for condition in part.ifs:
                     self._type(condition, env)
             if isinstance(node, ast.DictComp):
@@ -215,7 +206,7 @@ class _Reader:
             return Result(self._type(node.body, env | self._parameters(node, None)))
         types = [self._type(n, env) for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
         if isinstance(node, ast.Subscript):
-            return _item(types[0])
+            return item_of(types[0])
         if isinstance(node, ast.BoolOp | ast.IfExp | ast.Await | ast.NamedExpr):
             return next((each for each in reversed(types) if each is not None), None)
         return None
@@ -233,15 +224,15 @@ class _Reader:
             self._type(keyword.value, env)
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name == "zip":
-            return Many(tuple(_item(each) for each in types))
+            return Many(tuple(item_of(each) for each in types))
         if name == "enumerate" and types:
-            return Many((None, _item(types[0])))
+            return Many((None, item_of(types[0])))
         if name in ("list", "sorted", "set", "filter", "reversed") and types:
-            return Many(_item(types[-1]))
+            return Many(item_of(types[-1]))
         if isinstance(function, Result):
             return function.value
         if isinstance(function, FunctionType):
-            return _returned(function)
+            return returned_by(function)
         return function if isinstance(function, type) else None
 
     def _attribute(self, owner: Any, node: ast.Attribute) -> Any:
@@ -256,111 +247,9 @@ class _Reader:
         known = node.attr.startswith("__") or any(_defines(base, node.attr) for base in ours)
         if theirs and not known and not hasattr(owner, "__getattr__"):
             self.found.append((theirs[0], node.attr, node.lineno))
-        return _attribute(owner, node.attr)
-
-
-def _item(value: Any) -> Any:
-    return value.item if isinstance(value, Many) else None
+        return attribute_of(owner, node.attr)
 
 
 def _defines(cls: type, name: str) -> bool:
     own = {*vars(cls), *vars(cls).get("__annotations__", ())}
     return name in own or any(name == attr for attr, _ in assigned(cls))
-
-
-@cache
-def _attribute(cls: type, name: str) -> Any:
-    """What an attribute of an instance is, by the annotations of its class."""
-    for base in cls.__mro__:
-        if not base.__module__.startswith((*THEIRS, *OURS)):
-            continue
-        names = _names(sys.modules[base.__module__])
-        member = vars(base).get(name)
-        if isinstance(member, property):
-            return _returned(member.fget)
-        if isinstance(innermost(member), FunctionType):
-            return Result(_returned(innermost(member)))
-        for node in ast.walk(definition_of(base)):
-            if isinstance(node, ast.AnnAssign) and name in _target(node.target):
-                return _annotated(node.annotation, names)
-        for attr, method in assigned(base):
-            if attr == name and (found := _stored(method, name, names)) is not None:
-                return found
-    return None
-
-
-def _target(node: ast.expr) -> tuple[str, ...]:
-    return (node.id,) if isinstance(node, ast.Name) else (getattr(node, "attr", ""),)
-
-
-def _stored(method: ast.FunctionDef, name: str, names: dict[str, Any]) -> Any:
-    """What a method assigns to an attribute: one of its parameters, or a new instance."""
-    parameters = {arg.arg: arg.annotation for arg in (*method.args.args, *method.args.kwonlyargs)}
-    for node in ast.walk(method):
-        if isinstance(node, ast.Assign) and name in _target(node.targets[0]):
-            value = node.value
-            if isinstance(value, ast.Name) and value.id in parameters:
-                return _annotated(parameters[value.id], names)
-            if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
-                made = names.get(value.func.id)
-                return made if isinstance(made, type) else None
-    return None
-
-
-@cache
-def _returned(function: FunctionType) -> Any:
-    note = function.__annotations__.get("return")
-    if isinstance(note, str):
-        names = _names(sys.modules[function.__module__])
-        return _annotated(ast.Constant(note), names)
-    return note if isinstance(note, type) else None
-
-
-def _annotated(node: ast.expr | None, names: dict[str, Any]) -> Any:
-    """What an annotation stands for: a class, many of one, or None."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _annotated(ast.parse(node.value, mode="eval").body, names)
-    if isinstance(node, ast.Name):
-        found = names.get(node.id, getattr(builtins, node.id, None))
-        return found if isinstance(found, type) else None
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return getattr(names.get(node.value.id), node.attr, None)
-    if isinstance(node, ast.BinOp):
-        return _annotated(node.left, names) or _annotated(node.right, names)
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
-        first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
-        if node.value.id in _INNER:
-            return _annotated(first, names)
-        if node.value.id in _MANY:
-            return Many(_annotated(first, names))
-        if node.value.id == "Callable":
-            return Result(_annotated(node.slice.elts[1], names))  # type: ignore[attr-defined]
-    return None
-
-
-@cache
-def _names(module: ModuleType) -> dict[str, Any]:
-    """What names mean in a module, those imported for annotations included."""
-    names = dict(vars(module))
-    for node in ast.walk(_module_tree(module)):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                name = alias.asname or alias.name
-                if name not in names:
-                    names[name] = _imported(f"{node.module}.{alias.name}")
-    return names
-
-
-def _module_tree(module: ModuleType) -> ast.Module:
-    path = Path(getattr(module, "__file__", None) or "")
-    return ast.parse(path.read_text()) if path.suffix == ".py" else ast.Module([], [])
-
-
-@cache
-def _imported(path: str) -> Any:
-    if not path.startswith((*THEIRS, *OURS)):
-        return None
-    try:
-        return pkgutil.resolve_name(path)
-    except Exception:  # noqa: BLE001 - modules of other hardware raise what they like
-        return None

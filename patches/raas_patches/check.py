@@ -28,7 +28,7 @@ def rows() -> Iterator[Row]:
         problems = use_problems(module)
         for target, problem in problems.items():
             yield _row(target, problem, "")
-        yield module, "ok", f"uses {len(targets) - len(problems)} names that are as tested"
+        yield module, "ok", f"names that it uses: {len(targets) - len(problems)}, as tested"
 
 
 def played() -> Iterator[Row]:

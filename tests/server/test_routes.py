@@ -146,7 +146,7 @@ def test_a_bad_choice_is_a_400(server, route, stream):
     "route", [r for r in STREAMED if r not in ("/v1/responses", "/v1/messages")]
 )
 def test_whatever_is_wrong_with_a_stream_is_a_400(server, route):
-    long = json.dumps({**BODIES[route], "stream": True}).replace(TEXT, f"{TEXT} " * 20_000)
+    long = json.dumps({**BODIES[route], "stream": True}).replace(TEXT, f"{TEXT} " * 18_000)
     answer = post(server, route, json.loads(long))
     assert answer.status_code == 400, answer.text
     assert "longer than the model's context length" in answer.text
