@@ -1,7 +1,7 @@
 """Listens to a trace stream: an iterator of messages, and the lines of `raas_sglang trace`."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -42,18 +42,19 @@ def listen(endpoints: Iterable[str], timeout_s: float | None = None) -> Iterator
                     f"the endpoint must be tcp://HOST:PORT of a server, got {endpoint}: {error}"
                 ) from error
         while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
-            _, sequence, head, *tables = socket.recv_multipart()
-            batch = _with_tables(decoder.decode(head), tables)
-            yield Received(int.from_bytes(sequence, "big"), batch)
+            _, sequence, head, *tables = socket.recv_multipart(copy=False)
+            batch = _with_tables(decoder.decode(head.buffer), tables)
+            yield Received(int.from_bytes(sequence.buffer, "big"), batch)
 
 
-def _with_tables(batch: TraceBatch, tables: list[bytes]) -> TraceBatch:
+def _with_tables(batch: TraceBatch, tables: list[zmq.Frame]) -> TraceBatch:
     if len(tables) != 2 * len(batch.events):
         raise msgspec.ValidationError(
             f"a message with {len(batch.events)} events must have two tables for each, got "
             f"{len(tables)}; run the server and its subscriber with the same version"
         )
-    pairs = zip(batch.events, tables[::2], tables[1::2], strict=True)
+    views = [cast("bytes", table.buffer) for table in tables]
+    pairs = zip(batch.events, views[::2], views[1::2], strict=True)
     events = [replace(event, births=births, weights=weights) for event, births, weights in pairs]
     return replace(batch, events=events)
 
