@@ -114,11 +114,12 @@ def test_attributes_are_found_without_an_instance(cls, names):
 
 
 def test_what_our_hooks_use_is_found_through_annotations():
-    found = {use.target: use.how for targets in uses.uses().values() for use in targets}
+    found = {use for targets in uses.uses().values() for use in targets}
     batch = "sglang.srt.managers.schedule_batch."
-    assert found[batch + "ReqKvInfo.kv_allocated_len"] == "reads", "of the kv of each of its reqs"
-    assert found[batch + "Req.set_finish_with_abort"] == "calls"
-    assert found["sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"] == "overrides"
+    adder = "sglang.srt.managers.schedule_policy.PrefillAdder."
+    assert uses.Use(batch + "ReqKvInfo.kv_allocated_len", "reads") in found, "of each req of a list"
+    assert uses.Use(batch + "Req.set_finish_with_abort", "calls") in found
+    assert uses.Use(adder + "add_one_req", "overrides") in found
 
 
 def test_an_attribute_that_is_gone_is_named(monkeypatch):
