@@ -99,4 +99,7 @@ def test_nothing_grows(server):
     assert run(server, "then", ROUNDS) == ROUNDS * each == 2000
     after = census(server)
     assert after["Req"] >= 1, "they are counted"
-    assert {name: (before[name], n) for name, n in after.items() if n >= before[name] + FEW} == {}
+    # The streams that ended last may be held until others come: those of a round, never of all.
+    few = {"Exchange.reports": each}
+    grown = {n: (before[n], now) for n, now in after.items() if now >= before[n] + few.get(n, FEW)}
+    assert grown == {}

@@ -184,7 +184,7 @@ def test_a_choice_in_a_wrong_place_is_a_400_that_names_the_right_one(server, rou
     answer = post(server, route, body)
     assert answer.status_code == 400, answer.text
     right = ".".join((*PLACES.get(route, ()), "custom_params"))
-    words = f"kv_policy and kv_budget must stand in {right} of the body, got {place} = "
+    words = f"kv_policy, kv_budget and kv_trace must stand in {right} of the body, got {place} = "
     assert words in answer.text
 
 
