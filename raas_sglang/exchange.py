@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY, TRACE_KEY, names_choice
+from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY, PROMPT_KEY, TRACE_KEY, names_choice
 from raas_sglang.life.request import REPORT_FIELDS
 
 CHOICE_KEY = "custom_params"
-_OURS = (POLICY_KEY, BUDGET_KEY, TRACE_KEY, CHOICE_KEY)
+_OURS = (POLICY_KEY, BUDGET_KEY, PROMPT_KEY, TRACE_KEY, CHOICE_KEY)
 # Objects of a body in which clients put what stands elsewhere.
 _CONTAINERS = ("extra_body", "sampling_params", "parameters", "options", "instances")
 _EVENT = b"data: "

@@ -27,6 +27,7 @@ def test_a_choice_is_handed_in_only_where_sglang_drops_it():
         {"custom_params": CHOICE},
         {"custom_params": "raas"},
         {"kv_budget": 0},
+        {"kv_prompt_len": 5},
         {"kv_trace": False},
         {"sampling_params": CHOICE},
         {"sampling_params": [{}, CHOICE]},
