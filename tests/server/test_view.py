@@ -143,7 +143,8 @@ def test_the_slider_shows_what_the_trace_said_at_each_step(seen):
         go_to(seen.page, step)
         classes = shown(seen.page)
         assert classes[: step + 1] == expected(seen.events["watched"][step]), step
-        assert set(classes[step + 1 :]) <= {"later"}
+        # The last token of an answer is never computed, so no sample has it.
+        assert set(classes[step + 1 :]) <= ({"later"} if step < steps[-1] else {"lu"})
     assert {"l0", "l8"} < set(expected(seen.events["watched"][steps[-1]]))
     seen.page.keyboard.press("l")
     expect(seen.page.locator("#latest")).to_have_attribute("aria-pressed", "true")
@@ -182,7 +183,7 @@ def test_a_token_says_what_each_head_did_with_it(seen):
 def test_the_lives_are_drawn_and_a_click_goes_to_their_step(seen):
     page = seen.page
     choose(page, "watched")
-    expect(page.locator("#lives")).to_have_attribute("data-step", "149")
+    expect(page.locator("#lives")).to_have_attribute("data-step", "148")
     box = page.locator("#lives").bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
     expect(page.locator("#latest")).to_have_attribute("aria-pressed", "false")

@@ -51,4 +51,4 @@ def test_every_benchmark_has_a_step():
         for path in folder.glob("*.py")
         if "__main__" in path.read_text()
     }
-    assert {step.command.split()[0] for step in STEPS.values()} == scripts
+    assert {step.command.split()[0] for step in STEPS.values()} == scripts - {"serving.view"}  # of a browser
