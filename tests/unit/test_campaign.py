@@ -49,6 +49,6 @@ def test_every_benchmark_has_a_step():
         f"{path.parent.name}.{path.stem}"
         for folder in folders
         for path in folder.glob("*.py")
-        if "__main__" in path.read_text()
+        if "__main__" in path.read_text() and path.stem != "view"  # that one is of a browser
     }
-    assert {step.command.split()[0] for step in STEPS.values()} == scripts - {"serving.view"}  # of a browser
+    assert {step.command.split()[0] for step in STEPS.values()} == scripts
