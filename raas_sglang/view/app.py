@@ -19,7 +19,7 @@ from raas_sglang.view.request import ViewedRequest
 
 PAGE = Path(__file__).parent / "page"
 # How often a page is told what is new.
-_TICK_S = 0.025
+_TICK_S = 0.05
 # The page is from here, whatever a text says.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",
@@ -67,7 +67,6 @@ def make_app(follower: Follower) -> FastAPI:
     ) -> Response:
         """A request as it was after a step, and its text from a position on."""
         with request(key) as found:
-            follower.look(found.told.rid)
             at, previous, following = found.sampled(step)
             answer = {
                 **found.summary(),

@@ -3,22 +3,19 @@
 import threading
 import time
 import urllib.error
-from collections import deque
 from pathlib import Path
 
 import msgspec
 
-from raas_sglang.trace import TraceBatch, listen
+from raas_sglang.trace import listen
 from raas_sglang.view.backlog import Backlog
 from raas_sglang.view.book import Book
-from raas_sglang.view.record import Record, RecordWriter, Sample, Words, read_records
+from raas_sglang.view.record import Record, RecordWriter, Words, read_records
 from raas_sglang.view.server import WatchedServer
 from raas_sglang.view.tracker import Tracker
 from raas_sglang.view.words import Dictionary
 
 _PATIENCE_S = 1.0
-# Requests that are shown before the others: as many as people look at.
-_MOST_LOOKS = 4
 
 
 class Follower:
@@ -50,7 +47,6 @@ class Follower:
         self._writing = threading.Lock()
         self._server = server
         self._backlog = Backlog()
-        self._looks: deque[str] = deque(maxlen=_MOST_LOOKS)
         self.dictionary = Dictionary(None if server is None else server.detokenize, self._keep)
         self.status = f"recorded in {replay}" if replay else ""
         for path in (record, replay):
@@ -90,32 +86,13 @@ class Follower:
         tracker = Tracker(*self.book.known())
         try:
             while True:
-                sequence, batch = self._backlog.get()
-                # What somebody looks at does not wait for the others.
-                if (first := self._looked_at(batch)) is not None:
-                    self._show(tracker.take(sequence, first, is_whole=False))
-                self._show(tracker.take(sequence, batch))
+                sample = tracker.take(*self._backlog.get())
+                self.book.take(sample, time.time())
+                for change in sample.changes:
+                    self.dictionary.want(memoryview(change.token_ids).cast("i"))
+                self._keep(sample)
         finally:
             self.status = "stopped by a fault that the log of the viewer names"
-
-    def _looked_at(self, batch: TraceBatch) -> TraceBatch | None:
-        rids = set(self._looks)
-        events = [event for event in batch.events if event.rid in rids]
-        requests = [request for request in batch.requests if request.rid in rids]
-        if not events and not requests:
-            return None
-        return msgspec.structs.replace(batch, events=events, requests=requests)
-
-    def _show(self, sample: Sample) -> None:
-        self.book.take(sample, time.time())
-        for change in sample.changes:
-            self.dictionary.want(memoryview(change.token_ids).cast("i"))
-        self._keep(sample)
-
-    def look(self, rid: str) -> None:
-        """Notes that somebody looks at a request."""
-        if rid not in self._looks:
-            self._looks.append(rid)
 
     def _receive(self, endpoints: list[str]) -> None:
         try:

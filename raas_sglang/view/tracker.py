@@ -46,13 +46,12 @@ class Tracker:
         self._tables: dict[tuple[int, int], tuple[int, TokenTable]] = {}
         self._numbers: dict[tuple[int, int], int] = defaultdict(int)
 
-    def take(self, sequence: int, batch: TraceBatch, is_whole: bool = True) -> Sample:
+    def take(self, sequence: int, batch: TraceBatch) -> Sample:
         """Returns what a message says that those before it did not.
 
         Args:
             sequence: Its number.
             batch: The message.
-            is_whole: Whether it has all requests of its step; the same message may come again.
         """
         replica, rank = batch.attn_dp_rank, batch.tp_rank
         is_restart = sequence < self._numbers[replica, rank]
@@ -72,7 +71,7 @@ class Tracker:
             if found is not None:
                 table = self._table(found.key, rank, events[rid]) if rid in events else None
                 changes.append(_change(found, texts.get(rid), table))
-        is_step = is_whole and rank == 0 and not any(text.finished for text in batch.requests)
+        is_step = rank == 0 and not any(text.finished for text in batch.requests)
         return Sample(batch.ts, replica, rank, changes, is_step, is_restart and rank == 0)
 
     def _forget(self, replica: int) -> None:
