@@ -169,6 +169,8 @@ def test_supported_settings_are_not_refused():
         ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
         ("--enable-streaming-session", {"enable_streaming_session": True}),
         ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
+        ("--enable-return-routed-experts", {"enable_return_routed_experts": True}),
+        ("--debug-cuda-graph", {"debug_cuda_graph": True}),
         ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
         ("--pp-size", {"pp_size": 2}),
         ("--nnodes", {"nnodes": 2}),
