@@ -104,6 +104,11 @@ REFUSALS = (
         "remove it: it runs each step with the rows of the graph that was captured last",
     ),
     Refusal(
+        "--enable-torch-compile",
+        _is_set("enable_torch_compile"),
+        "remove it: decode is not compiled, CUDA graphs are its fast path",
+    ),
+    Refusal(
         "--enable-return-routed-experts",
         _is_set("enable_return_routed_experts"),
         "remove it: it keeps the experts of a token by its slot, which is reused in place",

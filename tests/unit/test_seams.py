@@ -171,6 +171,7 @@ def test_supported_settings_are_not_refused():
         ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
         ("--enable-return-routed-experts", {"enable_return_routed_experts": True}),
         ("--debug-cuda-graph", {"debug_cuda_graph": True}),
+        ("--enable-torch-compile", {"enable_torch_compile": True}),
         ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
         ("--pp-size", {"pp_size": 2}),
         ("--nnodes", {"nnodes": 2}),
