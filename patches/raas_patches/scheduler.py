@@ -2,14 +2,14 @@
 
 Why: SGLang clips `max_new_tokens` to the pool, of a prompt close to the pool's size to nothing, and
 then waits for ever for memory. A bounded request may generate more than the pool holds. And a
-retracted request goes back to the queue of those that never ran. There the limits of that queue
-end it, though it had been admitted, and an abort answers without prompt length, report and the
-tokens that were not sent yet. How: admission reserves what a bounded request can come to hold; its
-clip is done again with the context length alone, and whatever can never be admitted is refused. The
-server's process has refused most of it already; only here are the tokens of a session and of images
-known. The limits of the queue see new requests alone, and an aborted request ends as a running one
-does. Remove when: SGLang asks a request how many slots it may take, and tells retracted requests
-from new ones.
+retracted request goes back to the queue of those that never ran. There the limits of that queue end
+it, though it had been admitted; and whom SGLang ends there, or between two chunks of a prompt, it
+answers without prompt length, report and the tokens that were not sent yet. How: admission reserves
+what a bounded request can come to hold; its clip is done again with the context length alone, and
+whatever can never be admitted is refused. The server's process has refused most of it already; only
+here are the tokens of a session and of images known. The limits of the queue see new requests
+alone, and whoever is ended is answered as one that runs. Remove when: SGLang asks a request how
+many slots it may take, and tells retracted requests from new ones.
 """
 
 from collections.abc import Callable
@@ -57,23 +57,16 @@ def init_req_max_new_tokens(
         req.set_finish_with_abort(problem)
 
 
-def abort_request(self: "Scheduler", recv_req: "AbortReq") -> None:
-    """Before `abort_request`: ends those that wait, with all that they have."""
-    queue = self.waiting_queue
-    ended = [req for req in queue if recv_req.abort_all or req.rid.startswith(recv_req.rid)]
-    if not ended:
-        return
-    gone, reason = set(ended), recv_req.finished_reason or {}
-    self.waiting_queue = [req for req in queue if req not in gone]
-    for req in ended:
-        self._release_aborted_request(req)
-        req.finished_reason = FINISH_ABORT(
-            reason.get("message", "Abort in waiting queue"),
-            reason.get("status_code"),
-            reason.get("err_type"),
-        )
-        req.time_stats.set_completion_time()
-    self.output_streamer.stream_output(ended, any(req.return_logprob for req in ended))
+def send_abort_output(_: Any, self: "Scheduler", abort_req: "AbortReq", req: "Req") -> None:
+    """Around `send_abort_output`: the output stream ends a request, with all that it has."""
+    reason = abort_req.finished_reason or {}
+    req.finished_reason = FINISH_ABORT(
+        reason.get("message", "Abort in waiting queue"),
+        reason.get("status_code"),
+        reason.get("err_type"),
+    )
+    req.time_stats.set_completion_time()
+    self.output_streamer.stream_output([req], req.return_logprob)
 
 
 def abort_on_queued_limit(
@@ -130,13 +123,13 @@ SEAMS = (
         "tests/memory/test_admission.py::test_a_request_generates_eight_times_the_pool",
     ),
     Seam(
-        _PATH + "abort_request",
-        HookType.BEFORE,
-        abort_request,
-        ("self", "recv_req"),
-        "answers a request that is aborted while it waits as one that runs",
-        _TELLS,
-        "tests/unit/test_waiting_queue.py::test_a_request_that_is_aborted_while_it_waits_says_why",
+        _PATH + "send_abort_output",
+        HookType.AROUND,
+        send_abort_output,
+        ("self", "abort_req", "req"),
+        "answers a request that is ended between two steps as one that runs",
+        "SGLang answers such a request with all that it has",
+        "tests/memory/test_admission.py::test_an_aborted_request_is_answered_with_all_that_it_has",
     ),
     Seam(
         _PATH + "_abort_on_queued_limit",
