@@ -4,11 +4,13 @@ Why: bad parameters must be a 400 before anything else sees them, and `meta_info
 happened. Remove when: SGLang lets plugins validate requests and add to `meta_info`.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.managers.embed_types import PositionalEmbeds
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_schedule
@@ -44,8 +46,9 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     assert options is not None, "only without a policy, where this is not hooked"
     if options.prompt_len is not None:
         _refuse_with_prompt_len(obj)
-    _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
-    _refuse_unknown_parameters(self, params, limit)
+    _refuse_other_embeds(obj.positional_embed_overrides)
+    sampling_params = _known_parameters(self, params, limit)
+    _refuse_beyond_range(obj, sampling_params, input_ids, self.model_config.vocab_size)
     room = Room(pool_tokens_of(self), get_schedule().page_size, self.context_len)
     cut_from = self.max_req_input_len if self.allow_auto_truncate else None
     fit_prompt(room, options, input_ids, length, limit, cut_from)
@@ -67,10 +70,10 @@ def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
         )
 
 
-def _refuse_unknown_parameters(
+def _known_parameters(
     self: "TokenizerManager", params: dict[str, Any], max_new_tokens: Any
-) -> None:
-    """Raises a `ValueError` for what SGLang answers with a `TypeError`, so with a 500, or takes."""
+) -> SamplingParams:
+    """Raises a `ValueError` for what SGLang answers with another error, so with a 500, or takes."""
     if max_new_tokens is not None and not isinstance(max_new_tokens, Integral):
         raise ValueError(
             f"max_new_tokens must be an integer number of tokens, got {max_new_tokens!r}"
@@ -79,18 +82,42 @@ def _refuse_unknown_parameters(
         sampling_params = self.sampling_params_class(**params)
         sampling_params.normalize(self.tokenizer)
         sampling_params.verify(self.model_config.vocab_size)
-    except TypeError as error:
+    except (TypeError, re.error) as error:
         raise ValueError(
-            f"sampling_params must have names and types that SGLang knows, got: {error}"
+            f"sampling_params must have names and values that SGLang knows, got: {error}"
         ) from error
+    return sampling_params
 
 
-def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None:
-    """Raises a `ValueError` for tokens without an embedding; SGLang's scheduler ends of them."""
-    if input_ids and (min(input_ids) < 0 or max(input_ids) >= vocab_size):
+def _refuse_beyond_range(
+    obj: GenerateReqInput, params: SamplingParams, input_ids: list[int] | None, vocab_size: int
+) -> None:
+    """Raises a `ValueError` for numbers out of a range that SGLang does not check, and ends of."""
+    barred = params.stop_token_ids if params.min_new_tokens else None
+    for name, ids in (("input_ids", input_ids), ("stop_token_ids with min_new_tokens", barred)):
+        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+            raise ValueError(
+                f"{name} must be tokens of the vocabulary (0 to {vocab_size - 1}), "
+                f"got {min(ids)} to {max(ids)}; use this model's tokenizer"
+            )
+    if not 0 <= (obj.top_logprobs_num or 0) <= vocab_size:
         raise ValueError(
-            f"input_ids must be tokens of the vocabulary (0 to {vocab_size - 1}), "
-            f"got {min(input_ids)} to {max(input_ids)}; use this model's tokenizer"
+            f"top_logprobs_num must be from 0 to the size of the vocabulary ({vocab_size}), "
+            f"got {obj.top_logprobs_num}; ask for fewer"
+        )
+    if (obj.logprob_start_len or 0) < -1:
+        raise ValueError(
+            f"logprob_start_len must be a position in the input, or -1 for its end, "
+            f"got {obj.logprob_start_len}; leave it out for logprobs of generated tokens alone"
+        )
+
+
+def _refuse_other_embeds(embeds: Any) -> None:
+    """Raises a `ValueError` for what is no `PositionalEmbeds`; SGLang's scheduler ends of it."""
+    if embeds is not None and not isinstance(embeds, PositionalEmbeds):
+        raise ValueError(
+            "positional_embed_overrides must be SGLang's PositionalEmbeds, which JSON cannot hold, "
+            f"got {type(embeds).__name__}; leave it out, or use SGLang's Engine"
         )
 
 
