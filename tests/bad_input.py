@@ -68,6 +68,7 @@ BAD = [
     Bad("a word among token ids", {"input_ids": [5, "v3"]}),
     Bad("half a token id", {"input_ids": [5, 5.5]}),
     Bad("a text for the parameters", {**TEXT, "sampling_params": "hot"}),
+    Bad("a list of parameters for one text", {**TEXT, "sampling_params": [{"max_new_tokens": 4}]}),
     Bad("an unknown parameter", _params(no_such_parameter=1)),
     Bad("a word for a length", _params(max_new_tokens="many")),
     Bad("half a token", _params(max_new_tokens=2.5)),

@@ -31,6 +31,9 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     """Before `_validate_one_request`: a `ValueError` here is the client's 400."""
     if not isinstance(obj, GenerateReqInput):
         return
+    if not isinstance(obj.sampling_params, dict):
+        kind = type(obj.sampling_params).__name__
+        raise ValueError(f"sampling_params must be an object for one input, got {kind}; send one")
     obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
