@@ -4,13 +4,10 @@ Why: bad parameters must be a 400 before anything else sees them, and `meta_info
 happened. Remove when: SGLang lets plugins validate requests and add to `meta_info`.
 """
 
-import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.embed_types import PositionalEmbeds
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_schedule
@@ -20,6 +17,7 @@ from raas_patches.active import pool_tokens_of, required_config
 from raas_patches.output_streamer import REPORT_KEY
 from raas_patches.preference import with_preference
 from raas_patches.seam import Seam
+from raas_patches.sound_request import require_sound
 from raas_sglang.life.options import parse_options
 from raas_sglang.life.room import Room, fit_prompt
 
@@ -49,9 +47,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     assert options is not None, "only without a policy, where this is not hooked"
     if options.prompt_len is not None:
         _refuse_with_prompt_len(obj)
-    _refuse_other_embeds(obj.positional_embed_overrides)
-    sampling_params = _known_parameters(self, params, limit)
-    _refuse_beyond_range(obj, sampling_params, input_ids, self.model_config.vocab_size)
+    require_sound(self, obj, params, input_ids)
     room = Room(pool_tokens_of(self), get_schedule().page_size, self.context_len)
     cut_from = self.max_req_input_len if self.allow_auto_truncate else None
     fit_prompt(room, options, input_ids, length, limit, cut_from)
@@ -70,57 +66,6 @@ def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
         raise ValueError(
             f"kv_prompt_len must be sent without {', '.join(refused)}: tokens of the input that "
             "the budget has no place for are not computed; leave out one or the other"
-        )
-
-
-def _known_parameters(
-    self: "TokenizerManager", params: dict[str, Any], max_new_tokens: Any
-) -> SamplingParams:
-    """Raises a `ValueError` for what SGLang answers with another error, so with a 500, or takes."""
-    if max_new_tokens is not None and not isinstance(max_new_tokens, Integral):
-        raise ValueError(
-            f"max_new_tokens must be an integer number of tokens, got {max_new_tokens!r}"
-        )
-    try:
-        sampling_params = self.sampling_params_class(**params)
-        sampling_params.normalize(self.tokenizer)
-        sampling_params.verify(self.model_config.vocab_size)
-    except (TypeError, re.error) as error:
-        raise ValueError(
-            f"sampling_params must have names and values that SGLang knows, got: {error}"
-        ) from error
-    return sampling_params
-
-
-def _refuse_beyond_range(
-    obj: GenerateReqInput, params: SamplingParams, input_ids: list[int] | None, vocab_size: int
-) -> None:
-    """Raises a `ValueError` for numbers out of a range that SGLang does not check, and ends of."""
-    barred = params.stop_token_ids if params.min_new_tokens else None
-    for name, ids in (("input_ids", input_ids), ("stop_token_ids with min_new_tokens", barred)):
-        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-            raise ValueError(
-                f"{name} must be tokens of the vocabulary (0 to {vocab_size - 1}), "
-                f"got {min(ids)} to {max(ids)}; use this model's tokenizer"
-            )
-    if not 0 <= (obj.top_logprobs_num or 0) <= vocab_size:
-        raise ValueError(
-            f"top_logprobs_num must be from 0 to the size of the vocabulary ({vocab_size}), "
-            f"got {obj.top_logprobs_num}; ask for fewer"
-        )
-    if (obj.logprob_start_len or 0) < -1:
-        raise ValueError(
-            f"logprob_start_len must be a position in the input, or -1 for its end, "
-            f"got {obj.logprob_start_len}; leave it out for logprobs of generated tokens alone"
-        )
-
-
-def _refuse_other_embeds(embeds: Any) -> None:
-    """Raises a `ValueError` for what is no `PositionalEmbeds`; SGLang's scheduler ends of it."""
-    if embeds is not None and not isinstance(embeds, PositionalEmbeds):
-        raise ValueError(
-            "positional_embed_overrides must be SGLang's PositionalEmbeds, which JSON cannot hold, "
-            f"got {type(embeds).__name__}; leave it out, or use SGLang's Engine"
         )
 
 
