@@ -17,7 +17,7 @@ from raas_sglang.life.request import REPORT_FIELDS
 
 CHOICE_KEY = "custom_params"
 _OURS = (POLICY_KEY, BUDGET_KEY, PROMPT_KEY, TRACE_KEY, CHOICE_KEY)
-# Objects of a body in which clients put what stands elsewhere.
+# Objects of a body in which clients put parameters that belong elsewhere.
 _CONTAINERS = ("extra_body", "sampling_params", "parameters", "options", "instances")
 _EVENT = b"data: "
 
@@ -86,7 +86,7 @@ class Exchange:
         return prefix + orjson.dumps(_with_metadata(item, reports)) if reports else line
 
 
-# Of the task that answers a request, and so of whatever SGLang calls to answer it.
+# Set in the task that answers a request, so all that SGLang calls to answer it sees it.
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
