@@ -1,8 +1,8 @@
-"""`sglang.srt.managers.scheduler_components.output_streamer`: each message bears the report.
+"""`sglang.srt.managers.scheduler_components.output_streamer`: each message carries the report.
 
 Why: what happened to a request is known where it is scheduled. How: SGLang asks a subclass for one
-value for each request that it sends tokens of, among them the last ones of every request, however
-it ended. Remove when: SGLang lets plugins add to them.
+value for each request whose tokens it sends, among them the last ones of every request, however it
+ended. Remove when: SGLang lets plugins add to messages.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -70,7 +70,7 @@ def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
 def _refuse_unknown_parameters(
     self: "TokenizerManager", params: dict[str, Any], max_new_tokens: Any
 ) -> None:
-    """Raises a `ValueError` for what SGLang answers with a `TypeError`, so with a 500, or takes."""
+    """Raises a `ValueError` for what SGLang answers with a 500 (a `TypeError`), or accepts."""
     if max_new_tokens is not None and not isinstance(max_new_tokens, Integral):
         raise ValueError(
             f"max_new_tokens must be an integer number of tokens, got {max_new_tokens!r}"
@@ -86,7 +86,7 @@ def _refuse_unknown_parameters(
 
 
 def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None:
-    """Raises a `ValueError` for tokens without an embedding; SGLang's scheduler ends of them."""
+    """Raises a `ValueError` for tokens without an embedding, which would end SGLang's scheduler."""
     if input_ids and (min(input_ids) < 0 or max(input_ids) >= vocab_size):
         raise ValueError(
             f"input_ids must be tokens of the vocabulary (0 to {vocab_size - 1}), "
@@ -103,7 +103,7 @@ def update_request_meta_info(
     index: int,
     finish_reason: dict[str, Any] | None,
 ) -> None:
-    """Around it: the report is as of this message; the rest adds up from each to the next."""
+    """Around it: the report is that of this message; SGLang joins the rest of all messages."""
     rest = {key: values for key, values in customized_info.items() if key != REPORT_KEY}
     original(self, meta_info, state, rest, index, finish_reason)
     meta_info.update(customized_info[REPORT_KEY][index])
@@ -116,7 +116,7 @@ def handle_abort_finish_reason(
     state: "ReqState",
     is_stream: bool,
 ) -> Awaitable[dict[str, Any] | None]:
-    """Around it: a stream of which nothing was sent is refused as an answer in one piece is.
+    """Around it: refuses a stream of which nothing was sent as an answer in one piece.
 
     SGLang would send a token that nobody generated.
     """
@@ -126,7 +126,7 @@ def handle_abort_finish_reason(
     return original(self, out, state, is_stream and not (is_bad and is_first))
 
 
-# Stands in the first response of a request, and only there.
+# Only the first response of a request has this key.
 _FIRST_SENT = "response_sent_to_client_ts"
 _PATH = "sglang.srt.managers.tokenizer_manager.TokenizerManager."
 SEAMS = (
