@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
+    from raas_sglang.trace.sampler import TokenSampler
+
 
 class RaasTokenToKVPool(MHATokenToKVPool):
     """Keys and values [slot, kv_head, head_dim] per layer, where a slot is reused in place.
@@ -24,11 +26,17 @@ class RaasTokenToKVPool(MHATokenToKVPool):
     Prefill stores as in `MHATokenToKVPool`. A decode step calls `claim_slots` before its first
     layer, `store_decode` in each and `score_tokens` after the last. `attach` must be called once
     before the first forward pass.
+
+    Attributes:
+        state: The eviction state of all layers.
+        req_to_token_pool: SGLang's table of slots.
+        token_sampler: Samples the state and is told of ends, where a trace was asked for.
     """
 
     state: EvictionState
     req_to_token_pool: "ReqToTokenPool"
     forward_stream: torch.cuda.Stream | torch.cpu.Stream
+    token_sampler: "TokenSampler | None" = None
 
     def attach(
         self,

@@ -78,7 +78,7 @@ def update_request_meta_info(
     index: int,
     finish_reason: dict[str, Any] | None,
 ) -> None:
-    """Around it: the report is as of this message; the rest adds up from each to the next."""
+    """Around it: the report is that of this message; SGLang joins the rest of all messages."""
     rest = {key: values for key, values in customized_info.items() if key != REPORT_KEY}
     original(self, meta_info, state, rest, index, finish_reason)
     meta_info.update(customized_info[REPORT_KEY][index])
@@ -91,7 +91,7 @@ def handle_abort_finish_reason(
     state: "ReqState",
     is_stream: bool,
 ) -> Awaitable[dict[str, Any] | None]:
-    """Around it: a stream of which nothing was sent is refused as an answer in one piece is.
+    """Around it: refuses a stream of which nothing was sent as an answer in one piece.
 
     SGLang would send a token that nobody generated.
     """
@@ -101,7 +101,7 @@ def handle_abort_finish_reason(
     return original(self, out, state, is_stream and not (is_bad and is_first))
 
 
-# Stands in the first response of a request, and only there.
+# Only the first response of a request has this key.
 _FIRST_SENT = "response_sent_to_client_ts"
 _PATH = "sglang.srt.managers.tokenizer_manager.TokenizerManager."
 SEAMS = (
