@@ -14,6 +14,7 @@ from benchmarks.harness.rows import RowFile
 from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer, free_port
 from forked_server import ForkedServer
 from raas_sglang.cpu import cpu_environment, has_driver
+from reasoner import REASONER
 
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
@@ -51,11 +52,23 @@ def pytest_terminal_summary(
 
 
 def start_server(
-    *flags: str, page_size: int = 1, kind: type[LocalServer] = ForkedServer, **environment: str
+    *flags: str,
+    page_size: int = 1,
+    model_path: Path = REASONER,
+    kind: type[LocalServer] = ForkedServer,
+    **environment: str,
 ) -> LocalServer:
     """Returns a server that is not started yet, with SGLang's strict checks on."""
     settings = {**cpu_environment(page_size), **STRICT, **environment}
-    return kind([*FLAGS, "--page-size", str(page_size), *flags], settings)
+    return kind([*FLAGS, "--page-size", str(page_size), *flags], settings, model_path)
+
+
+def refusal(*flags: str, model_path: Path = REASONER, **environment: str) -> str:
+    """What a server says that must not start."""
+    server = start_server(*flags, model_path=model_path, **environment)
+    with pytest.raises(RuntimeError, match="did not start"):
+        server.start()
+    return server.log()
 
 
 def beside(folder: str) -> dict[str, str]:
