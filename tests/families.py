@@ -1,6 +1,7 @@
 """Tiny models of the families that people serve; random weights whose greedy text varies."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -43,19 +44,35 @@ FAMILIES = {
     "cohere": ("CohereConfig", {"tie_word_embeddings": True}),
     "starcoder2": ("Starcoder2Config", {"sliding_window": None}),
 }
+# With kernels of SGLang's that a CPU does not have.
+GPU_FAMILIES = {
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    ),
+    "minimax-m2": (
+        "MiniMaxM2Config",
+        {
+            **{"num_local_experts": 4, "num_experts_per_tok": 2, "scoring_func": "sigmoid"},
+            **{"use_qk_norm": True, "use_routing_bias": True},
+        },
+    ),
+}
 
 
-def make_model(family: str, path: Path) -> None:
-    """Writes a model in float32.
+def make_model(family: str, path: Path, dtype: torch.dtype = torch.float32, **others: Any) -> None:
+    """Writes a model.
 
     Args:
-        family: Its name in `FAMILIES`.
+        family: Its name in `FAMILIES` or `GPU_FAMILIES`.
         path: Folder to write to.
+        dtype: Of its weights.
+        **others: What else its configuration is to have.
     """
-    config, changes = FAMILIES[family]
+    config, changes = {**FAMILIES, **GPU_FAMILIES}[family]
     torch.manual_seed(4)
     model = transformers.AutoModelForCausalLM.from_config(
-        getattr(transformers, config)(**{**SHAPE, **changes}), dtype=torch.float32
+        getattr(transformers, config)(**{**SHAPE, **changes, **others}), dtype=dtype
     )
     for name, parameter in model.named_parameters():  # fresh biases are 0, and norms 1
         if parameter.dim() == 1:

@@ -43,20 +43,27 @@ class MaskedModel:
         self.layers: dict[int, Attended] = {}
 
     @torch.inference_mode()
-    def logprobs(self, ids: list[int], visible: torch.Tensor) -> torch.Tensor:
-        """Reads a text at once.
+    def logprobs(
+        self, prompt: list[int], output_ids: list[int], kept: torch.Tensor
+    ) -> torch.Tensor:
+        """Reads a prompt and its answer at once.
 
         Args:
-            ids: N tokens.
-            visible: [Y, H, N, N] bool. Whether a token (third) attends to another one (last).
+            prompt: P tokens, of which each attends to all before it, and is attended to by all
+                after it.
+            output_ids: The answer; its last token is not computed.
+            kept: [Y, H, steps, steps] bool, as of `kept_tokens`.
 
         Returns:
-            [N, vocabulary]. Log-probabilities of what follows each token.
+            [steps + 1, vocabulary]. Log-probabilities of each token of the answer and its rivals.
         """
+        ids = [*prompt, *output_ids[:-1]]
+        visible = torch.ones(*kept.shape[:2], len(ids), len(ids), dtype=torch.bool).tril()
+        visible[..., len(prompt) :, len(prompt) :] = kept
         self._visible, self.layers = visible, {}
         logits = self._model(torch.tensor([ids]), use_cache=False).logits[0]
-        assert sorted(self.layers) == list(range(len(visible))), "a layer went past the mask"
-        return logits.log_softmax(-1)
+        assert sorted(self.layers) == list(range(len(kept))), "a layer went past the mask"
+        return logits[len(prompt) - 1 :].log_softmax(-1)
 
     def _attend(
         self,
@@ -74,3 +81,22 @@ class MaskedModel:
         mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
         eager = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, mask, scaling=scaling, **kwargs)
+
+
+def kept_tokens(places: torch.Tensor, budget: int) -> torch.Tensor:
+    """Which generated tokens a step attends to, when each step takes the place of an old one.
+
+    Args:
+        places: [steps, Y, H] int64. Place in the budget that each step stores to.
+        budget: L in tokens.
+
+    Returns:
+        [Y, H, steps, steps] bool. Whether a step (third) attends to the token of another (last).
+    """
+    steps, *heads = places.shape
+    kept = torch.zeros(*heads, steps, steps, dtype=torch.bool)
+    births = torch.zeros(*heads, budget, dtype=torch.int64)
+    for step, of_step in enumerate(places):
+        births.scatter_(2, of_step[..., None], step)
+        kept[:, :, step].scatter_(2, births[..., : step + 1], True)
+    return kept

@@ -1,8 +1,7 @@
-"""Shapes of models that people serve, with dummy weights and few layers, on a GPU.
+"""Families of models on a GPU, with the kernels that SGLang has for them there alone.
 
-What their attention sees is compared on the CPU (`tests/server/test_families.py`). Here are the
-kernels that SGLang runs for them on a GPU alone: norms and RoPE in one launch, experts, FlashInfer
-for these heads, CUDA graphs.
+Shapes that people serve have dummy weights and few layers. Tiny models are compared with
+transformers', as on the CPU (`tests/server/test_families.py`), also of families that need a GPU.
 """
 
 import json
@@ -10,9 +9,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from benchmarks.harness.server import STRICT, LocalServer
 from client import EVICTING, assert_report, flush_cache, generate, together
+from families import GPU_FAMILIES, make_model
+from masked_model import MaskedModel, kept_tokens
+from raas_sglang.policies import POLICIES
 
 pytestmark = pytest.mark.gpu
 
@@ -49,12 +52,13 @@ SHAPES = {
 # Requests that all run at once hold 3,328 tokens of a pool of 4,096, and write 17,280.
 RUNNING, PROMPT, BUDGET, TOKENS = 32, 40, 64, 500
 FLAGS = (
-    *("--load-format", "dummy", "--skip-tokenizer-init", "--skip-server-warmup", "--sleep-on-idle"),
+    *("--skip-tokenizer-init", "--skip-server-warmup", "--sleep-on-idle"),
     *("--max-total-tokens", "4096", "--max-running-requests", str(RUNNING)),
     *("--cuda-graph-max-bs-decode", str(RUNNING), "--disable-prefill-cuda-graph"),
     *("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer"),
     *("--mem-fraction-static", "0.85"),
 )
+DUMMY = ("--load-format", "dummy")
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
 
 
@@ -64,8 +68,8 @@ def servers(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
     (path / "config.json").write_text(json.dumps(SHAPES[request.param]))
     environment = {**os.environ, **STRICT}
-    plain = LocalServer([*FLAGS], {**environment, "SGLANG_PLUGINS": "none"}, path)
-    ours = LocalServer([*FLAGS, *RAAS], environment, path)
+    plain = LocalServer([*FLAGS, *DUMMY], {**environment, "SGLANG_PLUGINS": "none"}, path)
+    ours = LocalServer([*FLAGS, *DUMMY, *RAAS], environment, path)
     try:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(LocalServer.start, (plain, ours)))
@@ -118,3 +122,58 @@ def test_more_is_generated_than_the_pool_holds(servers):
     decodes = [line for line in ours.log().splitlines() if "Decode batch" in line]
     assert decodes
     assert all("cuda graph: True" in line for line in decodes)
+
+
+TINY = ("llama", "qwen3", "qwen3-moe", "glm4", "glm4-moe", *GPU_FAMILIES)
+LAYERS, KV_HEADS = 2, 2
+# Heads that FlashInfer has; weights by which attention to a token more or less is worth much.
+TINY_SHAPE = {
+    **{"num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": KV_HEADS},
+    **{"head_dim": 64, "hidden_size": 512, "initializer_range": 0.05},
+}
+TINY_BUDGET, TINY_TOKENS = 32, 128
+
+
+@pytest.fixture(scope="module")
+def tiny_servers(tmp_path_factory):
+    """They start side by side; a family by name, its folder and its server to come."""
+    paths = {family: tmp_path_factory.mktemp(family) for family in TINY}
+    for family, path in paths.items():
+        make_model(family, path, torch.bfloat16, **TINY_SHAPE)
+    environment = {**os.environ, **STRICT}
+    made = {name: LocalServer([*FLAGS, *RAAS], environment, path) for name, path in paths.items()}
+    with ThreadPoolExecutor(len(TINY)) as pool:
+        starts = {name: pool.submit(server.start) for name, server in made.items()}
+        yield paths, made, starts
+        list(pool.map(LocalServer.stop, made.values()))
+
+
+@pytest.mark.parametrize("policy", ["window", "random"])
+@pytest.mark.parametrize("family", TINY)
+def test_attention_sees_what_is_kept(tiny_servers, family, policy):
+    """What these policies give up does not depend on scores, so it is known beforehand."""
+    paths, made, starts = tiny_servers
+    starts[family].result()
+    ids = [(index * index + 5) % 128 for index in range(PROMPT)]
+    answer = generate(made[family], ids, policy, TINY_BUDGET, TINY_TOKENS, return_logprob=True)
+    assert_report(answer, policy, TINY_BUDGET)
+    output_ids, steps = answer["output_ids"], TINY_TOKENS - 1
+    places = torch.empty(steps, LAYERS, KV_HEADS, dtype=torch.int64)
+    for layer in range(LAYERS):
+        for head in range(KV_HEADS):
+            naive = POLICIES[policy].rule(TINY_BUDGET, (layer, head), 1.0, [])
+            places[:, layer, head] = torch.tensor(
+                [naive.store(step, [], []) for step in range(steps)]
+            )
+    kept = kept_tokens(places, TINY_BUDGET)
+    found = torch.tensor([entry[0] for entry in answer["meta_info"]["output_token_logprobs"]])
+    model, chosen = MaskedModel(paths[family]), torch.tensor(output_ids)[:, None]
+
+    def error(kept: torch.Tensor) -> float:
+        """Mean over the steps that evict, in nats."""
+        wanted = model.logprobs(ids, output_ids, kept).gather(1, chosen)[:, 0]
+        return float((found - wanted).abs()[TINY_BUDGET + 1 :].mean())
+
+    as_kept, as_dense = error(kept), error(torch.ones_like(kept).tril())
+    assert as_kept < 0.05, "bfloat16 is worth 0.01"
+    assert as_dense > 5 * as_kept, "what was given up must matter"

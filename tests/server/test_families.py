@@ -20,7 +20,7 @@ import torch
 
 from families import FAMILIES, make_model
 from forked_engine import Answer, ForkedEngines, Request
-from masked_model import MaskedModel
+from masked_model import MaskedModel, kept_tokens
 from raas_kernels import Policy
 from raas_sglang.policies import POLICIES
 
@@ -85,7 +85,7 @@ def test_dense_identity(case):
 def test_attention_sees_what_is_kept(case, policy):
     answer = case.evicted[policy]
     assert answer.meta_info["evicted_tokens"] == STEPS - BUDGET
-    kept = kept_tokens(answer)
+    kept = kept_tokens(places_of(answer), BUDGET)
     if policy == "window":
         age = torch.arange(STEPS)[:, None] - torch.arange(STEPS)
         assert torch.equal(kept, ((age >= 0) & (age < BUDGET)).expand_as(kept))
@@ -103,14 +103,14 @@ def test_attention_sees_what_is_kept(case, policy):
 
 def test_raas_gives_up_what_the_naive_rule_gives_up(case):
     """Of tokens that are worth the same within rounding either may go; the rule follows."""
-    answer, prompt_len = case.evicted["raas"], len(PROMPTS["raas"])
-    read(case, "raas", kept_tokens(answer))
+    places, prompt_len = places_of(case.evicted["raas"]), len(PROMPTS["raas"])
+    read(case, "raas", kept_tokens(places, BUDGET))
     for layer, attended in case.model.layers.items():
         queries = attended.queries.unflatten(0, (len(attended.keys), -1)).transpose(1, 2)
         for head, tensors in enumerate(zip(queries, attended.keys, attended.values, strict=True)):
             naive = POLICIES["raas"].rule(BUDGET, (layer, head), attended.scaling, [])
             generated = [tensor[prompt_len:].tolist() for tensor in tensors]
-            follow(naive, zip(*generated, strict=True), answer.places[:, layer, head].tolist())
+            follow(naive, zip(*generated, strict=True), places[:, layer, head].tolist())
 
 
 def follow(naive, generated, places):
@@ -134,22 +134,11 @@ def follow(naive, generated, places):
     assert step == STEPS - 1
 
 
-def kept_tokens(answer: Answer) -> torch.Tensor:
-    """Whether a step (third) attended to a generated token (last): [Y, H, steps, steps] bool."""
+def places_of(answer: Answer) -> torch.Tensor:
     places = torch.from_numpy(answer.places).long()
     assert len(places) == STEPS
-    kept = torch.zeros(*places.shape[1:], STEPS, STEPS, dtype=torch.bool)
-    births = torch.zeros(*places.shape[1:], BUDGET, dtype=torch.int64)
-    for step, of_step in enumerate(places):
-        births.scatter_(2, of_step[..., None], step)
-        kept[:, :, step].scatter_(2, births[..., : step + 1], True)
-    return kept
+    return places
 
 
 def read(case: Case, policy: str, kept: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of each generated token and its rivals: [tokens, vocabulary]."""
-    prompt = PROMPTS[policy]
-    ids = [*prompt, *case.evicted[policy].output_ids[:-1]]
-    visible = torch.ones(*kept.shape[:2], len(ids), len(ids), dtype=torch.bool).tril()
-    visible[..., len(prompt) :, len(prompt) :] = kept
-    return case.model.logprobs(ids, visible)[len(prompt) - 1 :]
+    return case.model.logprobs(PROMPTS[policy], case.evicted[policy].output_ids, kept)
