@@ -58,18 +58,30 @@ GPU_FAMILIES = {
         },
     ),
 }
+# With layers that RaaS refuses.
+REFUSED_FAMILIES = {
+    "olmo3": (
+        "Olmo3Config",
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32},
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 64, "attention_chunk_size": 32},
+    ),
+    "smollm3": ("SmolLM3Config", {}),  # SGLang runs it on transformers' layers
+}
 
 
 def make_model(family: str, path: Path, dtype: torch.dtype = torch.float32, **others: Any) -> None:
     """Writes a model.
 
     Args:
-        family: Its name in `FAMILIES` or `GPU_FAMILIES`.
+        family: Its name.
         path: Folder to write to.
         dtype: Of its weights.
         **others: What else its configuration is to have.
     """
-    config, changes = {**FAMILIES, **GPU_FAMILIES}[family]
+    config, changes = {**FAMILIES, **GPU_FAMILIES, **REFUSED_FAMILIES}[family]
     torch.manual_seed(4)
     model = transformers.AutoModelForCausalLM.from_config(
         getattr(transformers, config)(**{**SHAPE, **changes, **others}), dtype=dtype

@@ -9,13 +9,17 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.harness.server import STRICT
+from raas_sglang.cpu import cpu_environment
+from reasoner import reasoner_environment
 
 TIMEOUT_S = 300
 FLAGS = {
@@ -25,9 +29,11 @@ FLAGS = {
 }
 RAAS_FLAGS = {"kv_policy": "raas", "kv_budget": 64}
 PRELOADED = [
-    "sglang.srt.entrypoints.engine",
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
     "sglang.srt.models.registry",
     "sglang.srt.dllm.algorithm",  # which each scheduler imports when it starts
+    "raas_patches.installation",
 ]
 
 
@@ -74,6 +80,9 @@ class ForkedEngines:
     def __init__(self, with_raas: bool) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        # There is one in a run of pytest, and servers of the reasoner may be its forks as well.
+        with patch.dict(os.environ, reasoner_environment(cpu_environment())):
+            forkserver.ensure_running()
         self._with_raas = with_raas
         self._host = ProcessPoolExecutor(
             1, mp_context=context, initializer=_prepare, initargs=(with_raas,)
@@ -83,6 +92,9 @@ class ForkedEngines:
         """Starts an engine, asks it batch after batch, and stops it.
 
         Evicting requests of one batch must be of different policies.
+
+        Raises:
+            RuntimeError: the engine failed; the text ends with what it said.
         """
         return self._host.submit(_fork, model_path, batches, self._with_raas).result()
 
@@ -93,7 +105,11 @@ class ForkedEngines:
 def _prepare(with_raas: bool) -> None:
     """Does once what each engine would do anew."""
     import torch
+    from sglang.srt.models.registry import ModelRegistry, import_model_classes
 
+    # The reasoner has a class of its own for Qwen2.
+    ModelRegistry.models = import_model_classes("sglang.srt.models")
+    ModelRegistry._default_models_loaded = True
     os.environ |= {**STRICT, "SGLANG_PLUGINS": "raas" if with_raas else "none"}
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.set_start_method = lambda *_, **__: None  # SGLang asks for "spawn"
@@ -108,11 +124,12 @@ def _prepare(with_raas: bool) -> None:
     gc.freeze()  # or each process looks through, and so copies, all that was imported
 
 
-def _fork(*arguments: Any) -> list[list[Answer]]:
+def _fork(model_path: Path, batches: list[list[Request]], with_raas: bool) -> list[list[Answer]]:
     """SGLang's settings are global, so a process is good for one engine."""
+    log = model_path / "engine.log"
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(writer, *arguments))
+    process = context.Process(target=_run, args=(writer, log, model_path, batches, with_raas))
     process.start()
     writer.close()
     try:
@@ -120,17 +137,24 @@ def _fork(*arguments: Any) -> list[list[Answer]]:
             raise TimeoutError(f"the engine did not answer in {TIMEOUT_S} s")
         return reader.recv()
     except EOFError:
-        raise RuntimeError("the engine failed; what it said is in the captured output") from None
+        raise RuntimeError(f"the engine failed:\n{log.read_text()[-8000:]}") from None
     finally:
         process.kill()  # SGLang's processes end with it
         process.join()
 
 
 def _run(
-    writer: Connection, model_path: Path, batches: list[list[Request]], with_raas: bool
+    writer: Connection,
+    log: Path,
+    model_path: Path,
+    batches: list[list[Request]],
+    with_raas: bool,
 ) -> None:
     import sglang as sgl
 
+    with log.open("wb") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
     record = model_path / "places.pickle"
     if with_raas:
         _record_places(record)

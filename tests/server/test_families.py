@@ -13,12 +13,13 @@ Gemma has the exact GELU where transformers' has tanh, and its Phi-2 and Apertus
 transformers' than rounding.
 """
 
+import re
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from families import FAMILIES, make_model
+from families import FAMILIES, REFUSED_FAMILIES, make_model
 from forked_engine import Answer, ForkedEngines, Request
 from masked_model import MaskedModel, kept_tokens
 from raas_kernels import Policy
@@ -30,6 +31,11 @@ STEPS = TOKENS - 1  # the last token is not computed
 PROMPTS = {
     "window": [(i * i + 5) % 128 for i in range(25)],
     "raas": [(29 * i + 1) % 128 for i in range(13)],
+}
+REFUSALS = {
+    "olmo3": "Olmo2ForCausalLM with a sliding window (sliding_window_size 31) in layer 0",
+    "llama4": "Llama4ForCausalLM with chunked local attention (use_irope True) in layers 0, 1",
+    "smollm3": "TransformersForCausalLM with not one attention for each KV cache in layers 0, 1",
 }
 # Nats; both sides compute in float32, and differ by 0.00003 at most.
 TOLERANCE = 2e-4
@@ -111,6 +117,15 @@ def test_raas_gives_up_what_the_naive_rule_gives_up(case):
             naive = POLICIES["raas"].rule(BUDGET, (layer, head), attended.scaling, [])
             generated = [tensor[prompt_len:].tolist() for tensor in tensors]
             follow(naive, zip(*generated, strict=True), places[:, layer, head].tolist())
+
+
+@pytest.mark.parametrize("family", REFUSED_FAMILIES)
+def test_layers_of_another_kind_are_refused_when_the_model_is_loaded(engines, family, tmp_path):
+    """SGLang's pool for these is a plain one, so nothing but the layers tells."""
+    make_model(family, tmp_path)
+    words = f"got {REFUSALS[family]}; remove --kv-policy for this model"
+    with pytest.raises(RuntimeError, match=re.escape(words)):
+        engines[1].ask(tmp_path, [[Request([1], 1)]])
 
 
 def follow(naive, generated, places):
