@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 _OURS = ("raas_patches.", "raas_sglang.")
@@ -104,6 +105,7 @@ def _parameters(function: Callable[..., Any]) -> str:
     return str(inspect.Signature(bare))[1:-1]
 
 
+@cache  # the hooks that are in are verified as well as those to come
 def _hash(source: str) -> str:
     tree = ast.parse(textwrap.dedent(source))
     return hashlib.sha256("".join(_words(tree)).encode()).hexdigest()[:16]

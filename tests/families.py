@@ -1,0 +1,92 @@
+"""Tiny models of the families that people serve; random weights whose greedy text varies."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+SHAPE = {
+    **{"vocab_size": 128, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512},
+    **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
+    **{"initializer_range": 0.15, "tie_word_embeddings": False},
+}
+WIDE = {"head_dim": 32}  # query heads that are wider together than the hidden states
+LLAMA3 = {
+    **{"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+}
+GRANITE = {
+    **{"attention_multiplier": 0.1, "embedding_multiplier": 3.0},
+    **{"residual_multiplier": 0.5, "logits_scaling": 0.5},
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# Name of transformers' configuration, and what differs from the shape and from its own defaults.
+FAMILIES = {
+    "llama": ("LlamaConfig", {**WIDE, "rope_parameters": LLAMA3}),
+    "mistral": ("MistralConfig", {**WIDE, "sliding_window": None}),
+    "ministral3": ("Ministral3Config", {**WIDE, "sliding_window": None}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", WIDE),
+    "qwen3-moe": ("Qwen3MoeConfig", {**WIDE, **EXPERTS, "num_experts": 4}),
+    "phi3": ("Phi3Config", {"sliding_window": None}),
+    "glm4": ("Glm4Config", WIDE),
+    "glm4-moe": (
+        "Glm4MoeConfig",
+        {**WIDE, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "olmoe": ("OlmoeConfig", {**EXPERTS, "num_experts": 4, "num_key_value_heads": 6}),
+    "granite": ("GraniteConfig", GRANITE),
+    "granite-moe": ("GraniteMoeConfig", {**GRANITE, "num_local_experts": 4}),
+    "cohere": ("CohereConfig", {"tie_word_embeddings": True}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": None}),
+}
+# With kernels of SGLang's that a CPU does not have.
+GPU_FAMILIES = {
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    ),
+    "minimax-m2": (
+        "MiniMaxM2Config",
+        {
+            **{"num_local_experts": 4, "num_experts_per_tok": 2, "scoring_func": "sigmoid"},
+            **{"use_qk_norm": True, "use_routing_bias": True},
+        },
+    ),
+}
+# With layers that RaaS refuses.
+REFUSED_FAMILIES = {
+    "olmo3": (
+        "Olmo3Config",
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32},
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 64, "attention_chunk_size": 32},
+    ),
+    "smollm3": ("SmolLM3Config", {}),  # SGLang runs it on transformers' layers
+}
+
+
+def make_model(family: str, path: Path, dtype: torch.dtype = torch.float32, **others: Any) -> None:
+    """Writes a model.
+
+    Args:
+        family: Its name.
+        path: Folder to write to.
+        dtype: Of its weights.
+        **others: What else its configuration is to have.
+    """
+    config, changes = {**FAMILIES, **GPU_FAMILIES, **REFUSED_FAMILIES}[family]
+    torch.manual_seed(4)
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, config)(**{**SHAPE, **changes, **others}), dtype=dtype
+    )
+    for name, parameter in model.named_parameters():  # fresh biases are 0, and norms 1
+        if parameter.dim() == 1:
+            torch.nn.init.uniform_(parameter, *((-0.3, 0.3) if "bias" in name else (0.5, 1.5)))
+    model.save_pretrained(path)

@@ -1,0 +1,179 @@
+"""Families of models on a GPU, with the kernels that SGLang has for them there alone.
+
+Shapes that people serve have dummy weights and few layers. Tiny models are compared with
+transformers', as on the CPU (`tests/server/test_families.py`), also of families that need a GPU.
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from benchmarks.harness.server import STRICT, LocalServer
+from client import EVICTING, assert_report, flush_cache, generate, together
+from families import GPU_FAMILIES, make_model
+from masked_model import MaskedModel, kept_tokens
+from raas_sglang.policies import POLICIES
+
+pytestmark = pytest.mark.gpu
+
+COMMON = {
+    **{"num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 8},
+    **{"head_dim": 128, "hidden_act": "silu", "attention_bias": False, "torch_dtype": "bfloat16"},
+    **{"bos_token_id": 1, "eos_token_id": None, "tie_word_embeddings": False},
+}
+QWEN3 = {
+    **{"vocab_size": 151936, "max_position_embeddings": 40960},
+    **{"rope_theta": 1000000.0, "rms_norm_eps": 1e-6},
+}
+SHAPES = {
+    "qwen3-8b": {
+        **{**COMMON, **QWEN3, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+        **{"hidden_size": 4096, "intermediate_size": 12288},
+    },
+    "qwen3-30b-a3b": {
+        **{**COMMON, **QWEN3, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
+        **{"hidden_size": 2048, "intermediate_size": 6144, "num_key_value_heads": 4},
+        **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        **{"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    },
+    "llama-3.1-8b": {
+        **{**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+        **{"hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 128256},
+        **{"max_position_embeddings": 131072, "rope_theta": 500000.0, "rms_norm_eps": 1e-5},
+        "rope_scaling": {
+            **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
+            **{"high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        },
+    },
+}
+# Requests that all run at once hold 3,328 tokens of a pool of 4,096, and write 17,280.
+RUNNING, PROMPT, BUDGET, TOKENS = 32, 40, 64, 500
+FLAGS = (
+    *("--skip-tokenizer-init", "--skip-server-warmup", "--sleep-on-idle"),
+    *("--max-total-tokens", "4096", "--max-running-requests", str(RUNNING)),
+    *("--cuda-graph-max-bs-decode", str(RUNNING), "--disable-prefill-cuda-graph"),
+    *("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer"),
+    *("--mem-fraction-static", "0.85"),
+)
+DUMMY = ("--load-format", "dummy")
+RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def servers(request, tmp_path_factory):
+    """SGLang without a plugin, and RaaS."""
+    path = tmp_path_factory.mktemp(request.param)
+    (path / "config.json").write_text(json.dumps(SHAPES[request.param]))
+    environment = {**os.environ, **STRICT}
+    plain = LocalServer([*FLAGS, *DUMMY], {**environment, "SGLANG_PLUGINS": "none"}, path)
+    ours = LocalServer([*FLAGS, *DUMMY, *RAAS], environment, path)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(LocalServer.start, (plain, ours)))
+        yield plain, ours
+        assert ours.is_alive(), ours.log_end()
+    finally:
+        plain.stop()
+        ours.stop()
+
+
+def prompt(index: int) -> list[int]:
+    return [(index * 7919 + place * place * 31 + 5) % 100_000 for place in range(PROMPT)]
+
+
+@pytest.mark.parametrize(("policy", "budget"), [("dense", None), ("raas", 512), ("raas", 256)])
+def test_dense_identity(servers, policy, budget):
+    """To the end, or to where a budget is full and what is stored has been tracked all along."""
+    plain, ours = servers
+    answers = []
+    for server, choice in ((plain, (None, None)), (ours, (policy, budget))):
+        flush_cache(server)
+        answers.append(generate(server, prompt(0), *choice, tokens=400, return_logprob=True))
+    same = 256 if budget == 256 else 400
+    ids = [answer["output_ids"][:same] for answer in answers]
+    logprobs = [answer["meta_info"]["output_token_logprobs"][:same] for answer in answers]
+    assert ids[0] == ids[1]
+    assert logprobs[0] == logprobs[1], "bit for bit"
+    assert "kv_policy" not in answers[0]["meta_info"]
+    assert_report(answers[1], policy, budget)
+
+
+def test_more_is_generated_than_the_pool_holds(servers):
+    _, ours = servers
+    choices = [EVICTING[index % len(EVICTING)] for index in range(RUNNING)]
+    answers = together(
+        [
+            lambda index=index, policy=policy: generate(ours, prompt(index), policy, BUDGET, TOKENS)
+            for index, policy in enumerate(choices)
+        ]
+    )
+    for policy, answer in zip(choices, answers, strict=True):
+        assert_report(answer, policy, BUDGET)
+        info = answer["meta_info"]
+        assert len(answer["output_ids"]) == TOKENS
+        assert info["resident_tokens"] == PROMPT + BUDGET
+        assert info["evicted_tokens"] == TOKENS - 1 - BUDGET
+        assert info["num_retractions"] == 0
+    flush_cache(ours)
+    assert ours.used_tokens() == 0
+    decodes = [line for line in ours.log().splitlines() if "Decode batch" in line]
+    assert decodes
+    assert all("cuda graph: True" in line for line in decodes)
+
+
+TINY = ("llama", "qwen3", "qwen3-moe", "glm4", "glm4-moe", *GPU_FAMILIES)
+LAYERS, KV_HEADS = 2, 2
+# Heads that FlashInfer has; weights by which attention to a token more or less is worth much.
+TINY_SHAPE = {
+    **{"num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": KV_HEADS},
+    **{"head_dim": 64, "hidden_size": 512, "initializer_range": 0.05},
+}
+TINY_BUDGET, TINY_TOKENS = 32, 128
+
+
+@pytest.fixture(scope="module")
+def tiny_servers(tmp_path_factory):
+    """They start side by side; a family by name, its folder and its server to come."""
+    paths = {family: tmp_path_factory.mktemp(family) for family in TINY}
+    for family, path in paths.items():
+        make_model(family, path, torch.bfloat16, **TINY_SHAPE)
+    environment = {**os.environ, **STRICT}
+    made = {name: LocalServer([*FLAGS, *RAAS], environment, path) for name, path in paths.items()}
+    with ThreadPoolExecutor(len(TINY)) as pool:
+        starts = {name: pool.submit(server.start) for name, server in made.items()}
+        yield paths, made, starts
+        list(pool.map(LocalServer.stop, made.values()))
+
+
+@pytest.mark.parametrize("policy", ["window", "random"])
+@pytest.mark.parametrize("family", TINY)
+def test_attention_sees_what_is_kept(tiny_servers, family, policy):
+    """What these policies give up does not depend on scores, so it is known beforehand."""
+    paths, made, starts = tiny_servers
+    starts[family].result()
+    ids = [(index * index + 5) % 128 for index in range(PROMPT)]
+    answer = generate(made[family], ids, policy, TINY_BUDGET, TINY_TOKENS, return_logprob=True)
+    assert_report(answer, policy, TINY_BUDGET)
+    output_ids, steps = answer["output_ids"], TINY_TOKENS - 1
+    places = torch.empty(steps, LAYERS, KV_HEADS, dtype=torch.int64)
+    for layer in range(LAYERS):
+        for head in range(KV_HEADS):
+            naive = POLICIES[policy].rule(TINY_BUDGET, (layer, head), 1.0, [])
+            places[:, layer, head] = torch.tensor(
+                [naive.store(step, [], []) for step in range(steps)]
+            )
+    kept = kept_tokens(places, TINY_BUDGET)
+    found = torch.tensor([entry[0] for entry in answer["meta_info"]["output_token_logprobs"]])
+    model, chosen = MaskedModel(paths[family]), torch.tensor(output_ids)[:, None]
+
+    def error(kept: torch.Tensor) -> float:
+        """Mean over the steps that evict, in nats."""
+        wanted = model.logprobs(ids, output_ids, kept).gather(1, chosen)[:, 0]
+        return float((found - wanted).abs()[TINY_BUDGET + 1 :].mean())
+
+    as_kept, as_dense = error(kept), error(torch.ones_like(kept).tril())
+    assert as_kept < 0.05, "bfloat16 is worth 0.01"
+    assert as_dense > 5 * as_kept, "what was given up must matter"
