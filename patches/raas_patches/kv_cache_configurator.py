@@ -85,6 +85,7 @@ def _shape(self: "KVCacheConfigurator") -> StateShape:
         query_heads=self.model_config.get_num_attention_heads(ranks),
         head_dim=self.model_config.head_dim,
         dtype=self.kv_cache_dtype,
+        query_dtype=self.model_config.dtype,
     )
 
 

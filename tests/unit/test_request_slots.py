@@ -7,7 +7,7 @@ from raas_sglang.config import RaasConfig
 from raas_sglang.request_slots import request_slots, reserve_slots
 from raas_sglang.state import EvictionState, StateShape
 
-SHAPE = StateShape(layers=28, heads=4, query_heads=28, head_dim=128, dtype=torch.bfloat16)
+SHAPE = StateShape(28, 4, 28, 128, dtype=torch.bfloat16, query_dtype=torch.bfloat16)
 GIB = 2**30
 
 
