@@ -136,7 +136,9 @@ class KeyCaches(NamedTuple):
             )
         device, factors = layers[0].device, None
         if any(each.k_scale for each in scales):
-            factors = torch.tensor([each.k_scale or 1.0 for each in scales], device=device)
+            factors = torch.tensor(
+                [each.k_scale or 1.0 for each in scales], dtype=torch.float32, device=device
+            )
         return cls(layers, torch.tensor(pointers, dtype=torch.int64, device=device), factors)
 
 

@@ -76,7 +76,7 @@ def store_decode(
 @cache
 def _rounded(scale: float | None, dtype: torch.dtype) -> float | None:
     """A scale as SGLang divides by it: on a GPU torch brings its tensor to the type of the keys."""
-    return scale if scale is None else float(torch.tensor(scale, dtype=dtype))
+    return scale if scale is None else float(torch.tensor(scale, dtype=dtype, device="cpu"))
 
 
 @cache
