@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool, ReqToTokenPool
 
 from raas_kernels import DecodeBatch, KVScales, Policy, torch_ops
+from raas_sglang.attention.flashinfer import RaasFlashInferAttnBackend
 from raas_sglang.config import RaasConfig
 from raas_sglang.life.options import RequestOptions
 from raas_sglang.life.request import RequestState
@@ -26,7 +28,7 @@ def memory(kind, device):
 
 
 def layer_of(index, device):
-    """What of a layer both pools look at, with its scales as a checkpoint's."""
+    """What SGLang and we look at of a layer, with its scales as a checkpoint's."""
 
     def parameter(scale):
         return None if scale is None else torch.tensor(scale, device=device)
@@ -34,9 +36,13 @@ def layer_of(index, device):
     return SimpleNamespace(
         layer_id=index,
         tp_q_head_num=HEADS * GROUP,
+        head_dim=DIM,
         scaling=DIM**-0.5,
+        logit_cap=0.0,
         k_scale=parameter(SCALES[index].k_scale),
         v_scale=parameter(SCALES[index].v_scale),
+        k_scale_float=SCALES[index].k_scale,
+        v_scale_float=SCALES[index].v_scale,
     )
 
 
@@ -129,3 +135,27 @@ def test_norms_are_those_of_the_values_that_attention_reads(device):
     state.logical_len = PROMPT + BUDGET
     machine.pool.resume(3, state)
     torch.testing.assert_close(norms[:, 3], decoded)
+
+
+def test_attention_is_told_of_a_layer_what_sglang_tells_it():
+    told = []
+
+    def forward(q, cache, **options):
+        told.append(([(part.dtype, part.data_ptr()) for part in cache], options))
+        return q
+
+    backend = RaasFlashInferAttnBackend.__new__(RaasFlashInferAttnBackend)
+    backend.token_to_kv_pool = Machine("cpu").pool
+    backend.num_wrappers, backend.decode_uses_dequant_workspace = 1, False
+    wrapper = SimpleNamespace(forward=forward)
+    backend.forward_metadata = SimpleNamespace(decode_wrappers=[wrapper])
+    q = torch.zeros(ROWS, HEADS * GROUP * DIM)
+    for index, scales in enumerate(SCALES):
+        layer = layer_of(index, "cpu")
+        backend._attend(q, layer, None)
+        plain = FlashInferAttnBackend.forward_decode
+        plain(backend, q, None, None, layer, None, save_kv_cache=False)
+        ours, theirs = told[-2:]
+        assert ours == theirs
+        assert [dtype for dtype, _ in ours[0]] == [FLOAT8, FLOAT8]
+        assert (ours[1]["k_scale"], ours[1]["v_scale"]) == scales
