@@ -1,12 +1,13 @@
 """SGLang's KV pool with the eviction state and the in-place store."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-from raas_kernels import DecodeBatch, KeyCaches
-from raas_kernels.layout import StepOptions
+from raas_kernels import DecodeBatch, KeyCaches, KVScales
+from raas_kernels.layout import UNSCALED, StepOptions
 from raas_kernels.ops import implementation
 from raas_sglang.config import RaasConfig
 from raas_sglang.life.request import RequestState
@@ -45,6 +46,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         shape: StateShape,
         head_offset: int,
         forward_stream: torch.cuda.Stream | torch.cpu.Stream,
+        scales: Sequence[KVScales] = (),
     ) -> None:
         """Allocates the eviction state for the request rows of ``req_to_token_pool``.
 
@@ -54,13 +56,17 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             shape: What the model adds to the size of the state.
             head_offset: Index of this rank's first KV head.
             forward_stream: Of the device, on which SGLang runs forward passes.
+            scales: Of each layer of a quantised cache; none if no layer has any.
         """
         self.req_to_token_pool, self.forward_stream = req_to_token_pool, forward_stream
         self.ops = implementation(self.device)
         self.options = StepOptions(head_offset, layer_offset=self.start_layer)
         num_rows = req_to_token_pool.req_to_token.shape[0]
         self.state = EvictionState(config, shape, num_rows, self.device)
-        self.key_caches = KeyCaches.of(self.k_buffer)
+        # SGLang's buffers of a quantised cache are bytes.
+        self.key_caches = KeyCaches.of([keys.view(self.dtype) for keys in self.k_buffer], scales)
+        self.value_caches = [values.view(self.dtype) for values in self.v_buffer]
+        self.scales = list(scales) or [UNSCALED] * self.layer_num
 
     def is_last(self, layer: "RadixAttention") -> bool:
         """Whether a layer is this rank's last, after which a step ends."""
@@ -93,13 +99,14 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         index = self._index(layer)
         self.ops.store_decode(
             q.view(-1, layer.tp_q_head_num, self.head_dim),
-            k.view(-1, self.head_num, self.head_dim).to(self.dtype),
-            v.view(-1, self.head_num, self.v_head_dim).to(self.dtype),
-            self.k_buffer[index],
-            self.v_buffer[index],
+            k.view(-1, self.head_num, self.head_dim),
+            v.view(-1, self.head_num, self.v_head_dim),
+            self.key_caches.layers[index],
+            self.value_caches[index],
             self.state.step.layer(index),
             rows,
             self.state.buffers.layer(index),
+            self.scales[index],
         )
 
     def score_tokens(self, layer: "RadixAttention", rows: DecodeBatch) -> None:
@@ -142,7 +149,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         for keys, values in zip(self.k_buffer, self.v_buffer, strict=True):
             keys[target] = keys[source]
             values[target] = values[source]
-            norms.append(values[target].float().norm(dim=2).T)
+            norms.append(values[target].view(self.dtype).float().norm(dim=2).T)
         victims = next_victims(options.policy, generated, options.budget)
         restore_state(self.state.buffers, slot, options.policy, tokens, torch.stack(norms), victims)
 

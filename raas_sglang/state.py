@@ -21,7 +21,8 @@ class StateShape(NamedTuple):
         heads: H, KV heads on this rank.
         query_heads: Hq, query heads on this rank.
         head_dim: D.
-        dtype: Of the KV cache and the queries.
+        dtype: Of the KV cache.
+        query_dtype: Of the queries, which a quantised KV cache does not change.
     """
 
     layers: int
@@ -29,6 +30,7 @@ class StateShape(NamedTuple):
     query_heads: int
     head_dim: int
     dtype: torch.dtype
+    query_dtype: torch.dtype
 
     @property
     def token_bytes(self) -> int:
@@ -67,9 +69,9 @@ class EvictionState:
     ) -> None:
         self.device = torch.device(device)
         sizes = _sizes(config, shape, num_slots, self.device)
-        self.buffers = EvictionBuffers.zeros(sizes, self.device, shape.dtype)
-        self.step = StepBuffers.zeros(sizes, self.device, shape.dtype)
-        self.scratch = ScoreScratch.zeros(sizes, self.device, shape.dtype)
+        self.buffers = EvictionBuffers.zeros(sizes, self.device, shape.query_dtype)
+        self.step = StepBuffers.zeros(sizes, self.device, shape.query_dtype)
+        self.scratch = ScoreScratch.zeros(sizes, self.device, shape.query_dtype)
         tables = len(RequestTables.declared())
         self._tables = torch.zeros((tables, num_slots), dtype=torch.int32, device=self.device)
         self.capacities = torch.full((num_slots,), NO_LIMIT, dtype=torch.int64, device=self.device)
@@ -80,13 +82,14 @@ class EvictionState:
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
         """Device memory that one more request row costs."""
         sizes = _sizes(config, shape, 1, torch.device("cpu"))
-        return sum(kind.num_bytes(sizes, shape.dtype) for kind in (EvictionBuffers, StepBuffers))
+        kinds = EvictionBuffers, StepBuffers
+        return sum(kind.num_bytes(sizes, shape.query_dtype) for kind in kinds)
 
     @staticmethod
     def scratch_bytes(config: RaasConfig, shape: StateShape, device: torch.device | str) -> int:
         """Device memory that is needed once, but for 4 bytes a row."""
         sizes = _sizes(config, shape, 0, torch.device(device))
-        return ScoreScratch.num_bytes(sizes, shape.dtype)
+        return ScoreScratch.num_bytes(sizes, shape.query_dtype)
 
     def admit(self, slots: list[int], states: list[RequestState]) -> None:
         """Writes what requests ask for into the tables, before their first decode step.

@@ -27,6 +27,7 @@ class Rows:
     def __init__(self, *, rows, heads, group, dim, units, dtype, **rest):
         self.generator = torch.Generator().manual_seed(rest.get("seed", 0))
         self.dtype, self.dim, self.tokens = dtype, dim, units * BUDGET_UNIT
+        self.kv_dtype, self.scales = rest.get("kv_dtype", dtype), rest.get("scales", ())
         self.layers, self.heads, self.group = rest.get("layers", 2), heads, group
         self.programs = rest.get("programs", 5)
         self.slots = 1 + torch.randperm(rows, generator=self.generator)
@@ -82,7 +83,7 @@ class Rows:
         )
         step_buffers = poisoned(StepBuffers.zeros(sizes, "cpu", self.dtype))
         scratch = poisoned(ScoreScratch.zeros(sizes, "cpu", self.dtype))
-        keys = self.small((self.layers, self.total, self.heads, self.dim))
+        keys = self.small((self.layers, self.total, self.heads, self.dim)).to(self.kv_dtype)
         values = torch.full_like(keys, float("nan"))
         rows = zip(self.kv_slots, self.prompt, self.step, self.policies, strict=True)
         for slots, prompt, step, policy in rows:

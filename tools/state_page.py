@@ -32,7 +32,7 @@ def state_page() -> str:
 
 
 def _row(name: str, declared: Declaration) -> str:
-    dtype = "that of the KV cache" if declared.dtype is None else _name(declared.dtype)
+    dtype = "that of the queries" if declared.dtype is None else _name(declared.dtype)
     shape = ", ".join(declared.shape)
     cells = (f"`{name}`", f"[{shape}]", dtype, declared.written_by, _text(declared.holds))
     return f"| {' | '.join(cells)} |"

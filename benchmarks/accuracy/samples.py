@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.grid import Cell
+from benchmarks.harness.cli import quantised_cache
 from benchmarks.harness.rows import commit_of_checkout, device, own_command, versions
 from reasoner import REASONER
 
@@ -25,12 +26,14 @@ def add_sample_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def about_run(args: argparse.Namespace) -> dict[str, Any]:
-    """What is true of all samples of a run."""
+    """What is true of all samples of a run; a model is another one with a quantised cache."""
+    model = args.model_path.name if args.model_path != REASONER else "reasoner"
+    cache = quantised_cache(shlex.split(getattr(args, "server_flags", "")))
     return {
         "command": shlex.join(["python", *own_command()]),
         "commit": args.commit or commit_of_checkout(),
         "first_seed": args.first_seed,
-        "model": args.model_path.name if args.model_path != REASONER else "reasoner",
+        "model": f"{model}, {cache} KV cache" if cache else model,
     }
 
 

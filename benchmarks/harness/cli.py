@@ -124,9 +124,21 @@ def at_once_flags(requests: int) -> tuple[str, ...]:
 
 def flag_number(flags: Sequence[str], *names: str) -> int | None:
     """The number that a server is given with a flag, under any of its names; the last counts."""
-    given = rf"(?:{'|'.join(map(re.escape, names))})[ =](\d+)"
-    numbers = re.findall(given, " ".join(flags))
-    return int(numbers[-1]) if numbers else None
+    value = flag_value(flags, *names)
+    return None if value is None else int(value)
+
+
+def flag_value(flags: Sequence[str], *names: str) -> str | None:
+    """What a server is given with a flag, likewise."""
+    given = rf"(?:{'|'.join(map(re.escape, names))})[ =](\S+)"
+    values: list[str] = re.findall(given, " ".join(flags))
+    return values[-1] if values else None
+
+
+def quantised_cache(flags: Sequence[str]) -> str | None:
+    """How the KV cache of a server is quantised; None if it is not."""
+    dtype = flag_value(flags, "--kv-cache-dtype")
+    return None if dtype in ("auto", "bf16", "bfloat16") else dtype
 
 
 def say(text: str) -> None:

@@ -17,7 +17,16 @@ import torch
 
 from benchmarks.harness.shapes import AttentionShape
 from benchmarks.ops.timing import SHAPES, Case, OpRun, op_parser
-from raas_kernels import DecodeBatch, KeyCaches, RequestTables, StepOptions, torch_ops, triton_ops
+from raas_kernels import (
+    DecodeBatch,
+    KeyCaches,
+    KVScales,
+    RequestTables,
+    StepOptions,
+    torch_ops,
+    triton_ops,
+)
+from raas_kernels.layout import UNSCALED
 from raas_sglang.config import RaasConfig
 from raas_sglang.policies import POLICIES
 from raas_sglang.state import EvictionState, StateShape
@@ -29,15 +38,21 @@ except ImportError:
 
 PROMPT_LEN = 256
 CACHE_SLOTS = 1 << 16
+# Types of the KV cache, and scales that cost what any others do.
+CACHES = {
+    "bf16": (torch.bfloat16, UNSCALED),
+    "fp8_e4m3": (torch.float8_e4m3fn, KVScales(0.5, 0.25)),
+}
 
 
 class Workload:
     """A batch of saturated requests with the caches and the state of all layers."""
 
     def __init__(
-        self, policy: str, shape: AttentionShape, budget: int, batch_size: int, seed: int
+        self, policy: str, shape: AttentionShape, budget: int, batch_size: int, seed: int, kv: str
     ) -> None:
         self.shape, self.budget, self.rows = shape, budget, batch_size
+        dtype, self.scales = CACHES[kv]
         self.kind = POLICIES[policy].kind
         self.period = self.kind.period(budget)
         self.generator = torch.Generator("cuda").manual_seed(seed)
@@ -47,13 +62,13 @@ class Workload:
         self.q, self.k, self.v = qkv.split(sizes, dim=1)
         cache = (shape.layers, CACHE_SLOTS, shape.kv_heads, shape.head_dim)
         # Filled in place: int64 needs 4x more.
-        self.key_cache = torch.empty(cache, dtype=torch.bfloat16, device="cuda")
-        self.key_cache.random_(-3, 4, generator=self.generator)
-        self.key_caches = KeyCaches.of(list(self.key_cache))
+        keys = torch.empty(cache, dtype=torch.bfloat16, device="cuda")
+        keys.random_(-3, 4, generator=self.generator)
+        self.key_cache = keys.to(dtype)
+        self.key_caches = KeyCaches.of(list(self.key_cache), [self.scales] * shape.layers)
         self.value_cache = torch.zeros_like(self.key_cache)
-        sized = StateShape(
-            shape.layers, shape.kv_heads, shape.q_heads, shape.head_dim, torch.bfloat16
-        )
+        heads = (shape.layers, shape.kv_heads, shape.q_heads, shape.head_dim)
+        sized = StateShape(*heads, dtype=dtype, query_dtype=torch.bfloat16)
         # Row 0 of the requests is the padding row.
         state = EvictionState(RaasConfig(policy, budget), sized, batch_size + 1, "cuda")
         self.step, self.scratch, self.buffers = state.step, state.scratch, state.buffers
@@ -109,7 +124,7 @@ class Workload:
         for layer in range(self.shape.layers):
             ops.store_decode(
                 self.q, self.k, self.v, self.key_cache[layer], self.value_cache[layer],
-                self.step.layer(layer), self.batch, self.buffers.layer(layer),
+                self.step.layer(layer), self.batch, self.buffers.layer(layer), self.scales,
             )  # fmt: skip
 
     def score(self, ops: Any, batch: DecodeBatch) -> None:
@@ -120,10 +135,15 @@ class Workload:
     def sglang_store(self) -> None:
         """SGLang's store of the same keys and values; torch's where SGLang is not installed."""
         width = self.shape.kv_heads * self.shape.head_dim
-        k, v = self.k.flatten(1), self.v.flatten(1)
         for layer in range(self.shape.layers):
+            k, v = self.k.flatten(1), self.v.flatten(1)
             keys = self.key_cache[layer].view(-1, width)
             values = self.value_cache[layer].view(-1, width)
+            if keys.element_size() == 1:
+                # SGLang divides in place, but these are read again.
+                k = (k / self.scales.k_scale).to(keys.dtype).view(torch.uint8)
+                v = (v / self.scales.v_scale).to(keys.dtype).view(torch.uint8)
+                keys, values = keys.view(torch.uint8), values.view(torch.uint8)
             if store_cache is None:
                 keys[self.batch.out_cache_loc] = k
                 values[self.batch.out_cache_loc] = v
@@ -134,11 +154,13 @@ class Workload:
         """All that is timed; bytes are those of all layers."""
         shape, ops = self.shape, triton_ops
         vector = shape.head_dim * 2
+        stored = shape.head_dim * self.key_cache.element_size()
         heads = shape.layers * self.rows * shape.kv_heads
         group = shape.q_heads // shape.kv_heads
         # Victim, slot, target, place, birth and weight; key and value in and out; queries in, and
         # mean and variance in float32 in and out.
-        claimed, plain, moments = heads * 24, heads * 4 * vector, heads * group * 9 * vector
+        claimed, moments = heads * 24, heads * group * 9 * vector
+        plain = heads * 2 * (vector + stored)
         yield Case("claim_slots", partial(self.claim, ops), claimed)
         yield Case(
             "store, torch index_put" if store_cache is None else "store, SGLang store_cache",
@@ -148,20 +170,20 @@ class Workload:
         noted = moments if self.kind.label == "raas" else heads * group * 2 * vector
         yield Case("store_decode", partial(self.store, ops), plain + noted + 12 * heads)
         # Keys and moments; of each token its slot, birth, norm and importance.
-        asked = (self.budget + 4 * group) * vector + 16 * self.budget
+        asked = self.budget * stored + 4 * group * vector + 16 * self.budget
         share = ((self.offsets + 1) % self.period == 0).float().mean().item()
         for name, batch, part in (("", self.batch, share), (", all due", self.due, 1.0)):
             score = partial(self.score, ops, batch)
             yield Case("score_tokens" + name, score, int(part * heads * asked))
 
 
-def check(policy: str, shape: AttentionShape, seed: int) -> None:
+def check(policy: str, shape: AttentionShape, seed: int, kv: str) -> None:
     """One step on the kernels and on the torch ops must leave equal state behind.
 
     Raises:
         AssertionError: it does not; nothing is timed then.
     """
-    ours, theirs = (Workload(policy, shape, 1024, 16, seed) for _ in range(2))
+    ours, theirs = (Workload(policy, shape, 1024, 16, seed, kv) for _ in range(2))
     for work, ops in ((ours, triton_ops), (theirs, torch_ops)):
         work.claim(ops)
         work.store(ops)
@@ -170,19 +192,20 @@ def check(policy: str, shape: AttentionShape, seed: int) -> None:
         got, want = (getattr(work.buffers, name) for work in (ours, theirs))
         torch.testing.assert_close(got, want, rtol=0.02, atol=0.05, msg=lambda m, n=name: n + m)
     for got, want in ((ours.key_cache, theirs.key_cache), (ours.value_cache, theirs.value_cache)):
-        torch.testing.assert_close(got, want, rtol=0, atol=0)
+        torch.testing.assert_close(got.float(), want.float(), rtol=0, atol=0)
 
 
 def main() -> None:
     args = parse_args()
     run = OpRun(args)
     for name in args.shape:
-        check(args.policy, SHAPES[name], args.seed)
+        check(args.policy, SHAPES[name], args.seed, args.kv_cache_dtype)
         for budget in args.budget:
             for batch_size in args.batch:
-                work = Workload(args.policy, SHAPES[name], budget, batch_size, args.seed)
+                kv = args.kv_cache_dtype
+                work = Workload(args.policy, SHAPES[name], budget, batch_size, args.seed, kv)
                 config = {"shape": name, "budget": budget, "batch": batch_size}
-                config["policy"] = args.policy
+                config |= {"policy": args.policy, "kv_cache_dtype": kv}
                 for case in work.cases():
                     run.time(case, config)
                 del work, case
@@ -193,6 +216,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--budget", nargs="+", type=int, default=[1024, 4096])
     scored = [name for name, info in POLICIES.items() if info.kind.period(1024)]
     parser.add_argument("--policy", choices=scored, default="raas")
+    parser.add_argument("--kv-cache-dtype", choices=CACHES, default="bf16")
     return parser.parse_args()
 
 

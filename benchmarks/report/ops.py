@@ -12,7 +12,9 @@ def ops() -> str:
 
 
 def _heading(row: Row) -> str:
-    return f"{row['gpu']}, {row['config']['shape']} shapes, L = {row['config']['budget']:,}"
+    config, cache = row["config"], row["config"].get("kv_cache_dtype", "bf16")
+    named = "" if cache == "bf16" else f", {cache} KV cache"
+    return f"{row['gpu']}, {config['shape']} shapes, L = {config['budget']:,}{named}"
 
 
 def _op(row: Row) -> str:

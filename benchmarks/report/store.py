@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.cli import flag_number
+from benchmarks.harness.cli import flag_number, quantised_cache
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -33,10 +33,15 @@ def run_of(row: Row) -> tuple[str, str]:
 
 
 def gpus(row: Row) -> str:
-    """What a row's servers ran on: a GPU, as many as share the model, or the CPU."""
+    """What a row's servers ran on: a GPU, as many as share the model, or the CPU.
+
+    What they were told of the KV cache is said beside it: only equal ones are held against others.
+    """
     name = row["gpu"] or "CPU"
     shared = flag_number(flags_of(row), "--tp-size", "--tp")
-    return f"{shared} x {name}" if shared and shared > 1 else name
+    cache = quantised_cache(flags_of(row))
+    name = f"{shared} x {name}" if shared and shared > 1 else name
+    return f"{name}, {cache} KV cache" if cache else name
 
 
 def flags_of(row: Row) -> list[str]:

@@ -92,7 +92,7 @@ def conditions(rows: list[Row]) -> list[str]:
 
 def gpu_name(row: Row) -> str:
     """What a row's server ran on, as short as it is clear."""
-    return gpus(row).replace("NVIDIA ", "").removesuffix(" 80GB HBM3")
+    return gpus(row).replace("NVIDIA ", "").replace(" 80GB HBM3", "")
 
 
 def _newest() -> list[Row]:

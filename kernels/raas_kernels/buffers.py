@@ -61,7 +61,7 @@ class EvictionBuffers(Record):
         "probability that it has gathered.",
     )
     value_norms: torch.Tensor = tensor(
-        "Y R H N", FLOAT, "store_decode", "Euclidean norm of the token's value."
+        "Y R H N", FLOAT, "store_decode", "Euclidean norm of the token's value as it is stored."
     )
     victims: torch.Tensor = tensor(
         "Y R H V",

@@ -3,6 +3,7 @@
 Letters in shapes are those of `raas_kernels.buffers`; ``S`` are KV slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -86,20 +87,43 @@ class DecodeBatch:
         return {f"{name}_ptr": getattr(self, name) for name in names}
 
 
+class KVScales(NamedTuple):
+    """What a layer's keys and values are divided by when they are stored as float8.
+
+    Whoever reads them multiplies by it.
+
+    Attributes:
+        k_scale: Of the keys; None for 1, which costs nothing.
+        v_scale: Of the values, likewise.
+    """
+
+    k_scale: float | None = None
+    v_scale: float | None = None
+
+
+UNSCALED = KVScales()
+
+
 class KeyCaches(NamedTuple):
     """SGLang's key caches of all layers.
 
     Attributes:
         layers: [S, H, D] each, one for each layer.
         pointers: [Y] int64, on their device. Where each begins, for kernels of all layers.
+        scales: [Y] float32, beside them. What the keys of each were divided by; None if by nothing.
     """
 
     layers: list[torch.Tensor]
     pointers: torch.Tensor
+    scales: torch.Tensor | None
 
     @classmethod
-    def of(cls, layers: list[torch.Tensor]) -> "KeyCaches":
+    def of(cls, layers: list[torch.Tensor], scales: Sequence[KVScales] = ()) -> "KeyCaches":
         """Notes where caches begin that stay where they are.
+
+        Args:
+            layers: The caches.
+            scales: Of each layer; none if they hold keys as they are.
 
         Raises:
             ValueError: one begins where a vector of keys cannot be read at once.
@@ -110,7 +134,12 @@ class KeyCaches(NamedTuple):
                 f"key caches must begin at multiples of {ALIGNMENT} bytes, got {pointers}; "
                 "allocate each by itself"
             )
-        return cls(layers, torch.tensor(pointers, dtype=torch.int64, device=layers[0].device))
+        device, factors = layers[0].device, None
+        if any(each.k_scale for each in scales):
+            factors = torch.tensor(
+                [each.k_scale or 1.0 for each in scales], dtype=torch.float32, device=device
+            )
+        return cls(layers, torch.tensor(pointers, dtype=torch.int64, device=device), factors)
 
 
 class StepOptions(NamedTuple):

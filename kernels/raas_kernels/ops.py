@@ -7,7 +7,7 @@ import torch
 
 from raas_kernels import torch_ops
 from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers
-from raas_kernels.layout import DecodeBatch, KeyCaches, StepOptions
+from raas_kernels.layout import UNSCALED, DecodeBatch, KeyCaches, KVScales, StepOptions
 
 
 class Ops(Protocol):
@@ -49,6 +49,7 @@ class Ops(Protocol):
         step: StepBuffers,
         batch: DecodeBatch,
         buffers: EvictionBuffers,
+        scales: KVScales = UNSCALED,
     ) -> None:
         """Stores the token of one decode step where `claim_slots` said.
 
@@ -58,13 +59,15 @@ class Ops(Protocol):
             q: [B, Hq, D] queries after RoPE; query heads of one KV head are neighbours.
             k: [B, H, D] keys after RoPE.
             v: [B, H, D] values.
-            key_cache: [S, H, D] keys of the layer.
-            value_cache: [S, H, D] values of the layer.
+            key_cache: [S, H, D] keys of the layer, of the type of ``k`` or float8_e4m3fn.
+            value_cache: [S, H, D] values of the layer, likewise.
             step: Buffers of the layer. ``targets`` and ``places`` are read; ``queries`` of
                 raas-paper and h2o rows are written.
             batch: Rows of the step, as given to `claim_slots`.
             buffers: Eviction state of the layer. The value's norm is noted, and the queries of raas
                 rows move their moments on.
+            scales: What keys and values are divided by, in their own type, before they are stored.
+                The norm is that of the value as it is stored: only those of a head are compared.
         """
         ...
 

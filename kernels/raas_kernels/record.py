@@ -21,7 +21,7 @@ class Declaration:
 
     Attributes:
         shape: Its dimensions: a letter of `raas_kernels.buffers`, a number, or a letter ``+1``.
-        dtype: Its type; None for the type of the KV cache.
+        dtype: Its type; None for the type of the queries.
         written_by: The ops, or whoever else writes it.
         holds: What it holds.
     """
@@ -62,7 +62,7 @@ class Record:
         Args:
             sizes: Of every letter of its shapes.
             device: Of all tensors.
-            dtype: Of the KV cache.
+            dtype: Of the queries.
         """
         return cls(
             **{

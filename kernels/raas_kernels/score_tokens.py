@@ -8,6 +8,7 @@ The programs are as many as a GPU runs at a time. Each takes one KV head of one 
 the other, and keeps its logits in scratch of its own until it has chosen.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -24,6 +25,8 @@ _LEAST_COLUMNS = 16  # of a matrix product
 STAGES = 5
 _WIDE_STAGES = 2  # of keys of which no more fit into shared memory
 _WIDE_KEY = 512  # bytes
+# Of a thread that multiplies float8. It would take more, and fewer programs than there are fit.
+REGISTERS = 168
 _LOGITS = 2048  # that are looked at together, once all are there
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
 
@@ -50,11 +53,13 @@ def score_tokens(
     list_due_rows(scratch, batch)
     layers, heads, head_dim, most = (sizes[letter] for letter in ("Y", "H", "D", "N"))
     group, block_tokens = sizes["Hq"] // heads, triton.next_power_of_2(most)
-    members = triton.next_power_of_2(group)
+    members, warps = triton.next_power_of_2(group), 4 if block_tokens <= 8192 else 8
+    is_limited = cache.is_cuda and cache.element_size() == 1 and warps == 4
     _score_tokens_kernel[(min(sizes["G"], rows * layers * heads),)](
         **scratch.pointers(),
         pointers_ptr=keys.pointers,
         key_cache_ptr=cache,
+        key_scales_ptr=keys.scales,
         **step.pointers("queries"),
         **batch.pointers("req_pool_indices", "positions", "kv_indptr", "kv_indices"),
         **batch.requests.pointers("policies", "prompt_lens", "budgets", "periods"),
@@ -72,14 +77,15 @@ def score_tokens(
         COLUMNS=max(_LEAST_COLUMNS, members),
         HEAD_DIM=head_dim,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
-        TILE_TOKENS=_TILE_TOKENS * 2 // cache.element_size(),
+        TILE_TOKENS=_TILE_TOKENS * 2 // step.queries.element_size(),
         TOKENS=max(16, min(_LOGITS // members, block_tokens)),
         BLOCK_TOKENS=block_tokens,
         VICTIMS=sizes["V"],
         # The interpreter would multiply the bits of bfloat16.
-        WIDE=cache.device.type == "cpu" or cache.element_size() > 2,
-        num_warps=4 if block_tokens <= 8192 else 8,
+        WIDE=cache.device.type == "cpu" or step.queries.element_size() > 2,
+        num_warps=warps,
         num_stages=STAGES if head_dim * cache.element_size() <= _WIDE_KEY else _WIDE_STAGES,
+        **({"maxnreg": REGISTERS} if is_limited else {}),
     )
 
 
@@ -90,7 +96,7 @@ def _require_keys(keys: KeyCaches, step: StepBuffers, sizes: dict[str, int]) -> 
             f"keys must be {sizes['Y']} caches with contiguous heads of {sizes['D']}, got "
             f"{len(keys.pointers)} with strides {cache.stride()}"
         )
-    if step.queries.dtype != cache.dtype:
+    if cache.dtype not in (step.queries.dtype, torch.float8_e4m3fn):
         raise ValueError(f"queries must be {cache.dtype} as the keys, got {step.queries.dtype}")
 
 
@@ -102,6 +108,7 @@ def _score_tokens_kernel(
     scores_ptr,
     pointers_ptr,
     key_cache_ptr,
+    key_scales_ptr,
     queries_ptr,
     req_pool_indices_ptr,
     positions_ptr,
@@ -136,7 +143,7 @@ def _score_tokens_kernel(
     VICTIMS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    key_type = tl.float32 if WIDE else key_cache_ptr.dtype.element_ty
+    key_type = tl.float32 if WIDE else queries_ptr.dtype.element_ty
     square_type = tl.float32 if WIDE else tl.bfloat16  # whose range is that of float32
     logits_ptr += tl.program_id(0).to(tl.int64) * (most + 1) * BLOCK_GROUP
     normaliser_ptr = logits_ptr + most * BLOCK_GROUP  # behind the logits of all tokens
@@ -171,6 +178,9 @@ def _score_tokens_kernel(
             queries = (layer * max_rows + row) * (HEADS * GROUP * HEAD_DIM) + of_query
             linear = tl.load(queries_ptr + queries, mask=asked_dims, other=0.0).to(tl.float32)
             square = tl.zeros((BLOCK_DIM, COLUMNS), tl.float32)
+        if key_scales_ptr is not None:
+            key_scale = tl.load(key_scales_ptr + layer)
+            linear, square = linear * key_scale, square * key_scale * key_scale
         linear = (linear * scaling).to(key_type)
         square = (square * curvature).to(square_type)
 

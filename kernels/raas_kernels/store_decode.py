@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from raas_kernels.buffers import EvictionBuffers, StepBuffers, require_rows
-from raas_kernels.layout import QUERY_MEMORY, DecodeBatch
+from raas_kernels.layout import QUERY_MEMORY, UNSCALED, DecodeBatch, KVScales
 from raas_kernels.record import agreed
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
@@ -28,6 +28,7 @@ def store_decode(
     step: StepBuffers,
     batch: DecodeBatch,
     buffers: EvictionBuffers,
+    scales: KVScales = UNSCALED,
 ) -> None:
     """As of `raas_kernels.ops.Ops.store_decode`; asynchronous and CUDA-graph safe.
 
@@ -52,6 +53,8 @@ def store_decode(
         **batch.pointers("req_pool_indices", "positions"),
         **batch.requests.pointers("policies", "prompt_lens", "first_steps"),
         **buffers.pointers("value_norms", "query_means", "query_variances"),
+        k_scale=_rounded(scales.k_scale, k.dtype),
+        v_scale=_rounded(scales.v_scale, v.dtype),
         least_share=1 - math.exp(-1 / QUERY_MEMORY),
         most=sizes["N"],
         stride_q=q.stride(0),
@@ -68,6 +71,12 @@ def store_decode(
         num_warps=1,
         **({"launch_pdl": True} if overlaps else {}),
     )
+
+
+@cache
+def _rounded(scale: float | None, dtype: torch.dtype) -> float | None:
+    """A scale as SGLang divides by it: on a GPU torch brings its tensor to the type of the keys."""
+    return scale if scale is None else float(torch.tensor(scale, dtype=dtype, device="cpu"))
 
 
 @cache
@@ -112,6 +121,8 @@ def _store_decode_kernel(
     value_norms_ptr,
     query_means_ptr,
     query_variances_ptr,
+    k_scale,  # None, for 1, is another kernel
+    v_scale,
     least_share,
     most,
     stride_q,
@@ -140,6 +151,11 @@ def _store_decode_kernel(
         dims = head * HEAD_DIM + offsets
         key = tl.load(k_ptr + row * stride_k + dims, mask=inside)
         value = tl.load(v_ptr + row * stride_v + dims, mask=inside, other=0.0)
+        if k_scale is not None:
+            key = tl.div_rn(key.to(tl.float32), k_scale).to(key.dtype)
+        if v_scale is not None:
+            value = tl.div_rn(value.to(tl.float32), v_scale).to(value.dtype)
+        value = value.to(value_cache_ptr.dtype.element_ty)
         tl.store(key_cache_ptr + target * stride_key_cache + dims, key, mask=inside)
         tl.store(value_cache_ptr + target * stride_value_cache + dims, value, mask=inside)
         wide = value.to(tl.float32)

@@ -11,8 +11,10 @@ from raas_kernels.layout import (
     PAPER_PAGE,
     QUERY_MEMORY,
     SPREAD,
+    UNSCALED,
     DecodeBatch,
     KeyCaches,
+    KVScales,
     Policy,
     StepOptions,
 )
@@ -58,14 +60,17 @@ def store_decode(
     step: StepBuffers,
     batch: DecodeBatch,
     buffers: EvictionBuffers,
+    scales: KVScales = UNSCALED,
 ) -> None:
     """As of `raas_kernels.ops.Ops.store_decode`."""
     count, heads = k.shape[0], torch.arange(k.shape[1], device=k.device)
     targets = step.targets[:count].long()
-    key_cache[targets, heads] = k.to(key_cache.dtype)
-    value_cache[targets, heads] = v.to(value_cache.dtype)
+    keys = (k / (scales.k_scale or 1.0)).to(key_cache.dtype)
+    values = (v / (scales.v_scale or 1.0)).to(value_cache.dtype)
+    key_cache[targets, heads] = keys
+    value_cache[targets, heads] = values
     rows = _rows(batch, batch.requests.policies != Policy.DENSE)
-    norms = v[rows.row].float().norm(dim=2)
+    norms = values[rows.row].float().norm(dim=2)
     buffers.value_norms[rows.slots[:, None], heads, step.places[rows.row].long()] = norms
     each_step = (rows.policies == Policy.RAAS_PAPER) | (rows.policies == Policy.H2O)
     step.queries[rows.row[each_step]] = q[rows.row[each_step]]
@@ -99,14 +104,17 @@ def score_tokens(
         start = int(batch.kv_indptr[row.row])
         held = min(row.step + 1, row.budget)
         resident = batch.kv_indices[start : start + row.prompt_len + held].long()
+        # raas knows nothing of the prompt.
+        read = resident[row.prompt_len :] if row.policy == Policy.RAAS else resident
         for layer, cache in enumerate(keys.layers):
             state = buffers.layer(layer)
             heads = _Heads.of(row, state, held)
+            key = cache[read].float().transpose(0, 1)
+            if keys.scales is not None:
+                key = key * keys.scales[layer]
             if row.policy == Policy.RAAS:
-                key = cache[resident[row.prompt_len :]].float().transpose(0, 1)
                 _raas_victims(row, key, heads, state, options)
                 continue
-            key = cache[resident].float().transpose(0, 1)
             query = step.queries[layer, row.row].float().view(len(key), -1, key.shape[2])
             logits = query @ key.transpose(1, 2) * options.scaling
             if row.policy == Policy.RAAS_PAPER:

@@ -14,7 +14,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel, get_schedule
 
 from raas_patches.active import attach_request_slots, request_slots_of, required_config
-from raas_patches.model_support import require_model
+from raas_patches.model_support import kv_scales, require_model
 from raas_patches.seam import Seam
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.request_slots import reserve_slots
@@ -73,8 +73,8 @@ def build_token_to_kv_pool(
     require_model(self.model, self.model_config, pool)
     shape = _shape(self)
     head_offset = get_parallel().attn_tp_rank * shape.heads
-    config = required_config(self.server_args)
-    pool.attach(config, req_to_token_pool, shape, head_offset, self.forward_stream)
+    config, scales = required_config(self.server_args), kv_scales(self.model, pool)
+    pool.attach(config, req_to_token_pool, shape, head_offset, self.forward_stream, scales)
     return pool
 
 
@@ -86,6 +86,7 @@ def _shape(self: "KVCacheConfigurator") -> StateShape:
         query_heads=self.model_config.get_num_attention_heads(ranks),
         head_dim=self.model_config.head_dim,
         dtype=self.kv_cache_dtype,
+        query_dtype=self.model_config.dtype,
     )
 
 

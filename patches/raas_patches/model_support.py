@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
+from raas_kernels import KVScales
 from raas_sglang.pool import RaasTokenToKVPool
 
 if TYPE_CHECKING:
@@ -67,6 +68,42 @@ def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
             f"--kv-policy must run on models whose layers all attend to the whole text in the same "
             f"way, got {name} with {'; '.join(problems)}; remove --kv-policy for this model"
         )
+
+
+def kv_scales(model: Any, pool: RaasTokenToKVPool) -> list[KVScales]:
+    """What SGLang divides the keys and values of each layer by when it stores them.
+
+    Args:
+        model: As `require_model` accepts it.
+        pool: The KV cache that SGLang built for it.
+
+    Raises:
+        RuntimeError: attention multiplies by something else.
+    """
+    layers = [module for module in model.modules() if isinstance(module, RadixAttention)]
+    layers.sort(key=lambda layer: layer.layer_id)
+    stored = [_stored_scales(layer, pool) for layer in layers]
+    for layer, (k_scale, v_scale) in zip(layers, stored, strict=True):
+        read = (layer.k_scale_float or 1.0, layer.v_scale_float or 1.0)
+        if read != (k_scale, v_scale):
+            raise RuntimeError(
+                f"--kv-policy must run on keys and values that are multiplied by what they were "
+                f"divided by, got {type(model).__name__} whose layer {layer.layer_id} divides by "
+                f"{k_scale} and {v_scale} but multiplies by {read[0]} and {read[1]}, with a KV "
+                f"cache of {pool.dtype}; use the --kv-cache-dtype that the checkpoint's scales are "
+                "for, and no --quantization-param-path"
+            )
+    return [KVScales(*(None if scale == 1.0 else scale for scale in scales)) for scales in stored]
+
+
+def _stored_scales(layer: RadixAttention, pool: RaasTokenToKVPool) -> tuple[float, float]:
+    """A cache that is not quantised is not scaled either, whatever the checkpoint has."""
+    if pool.dtype.itemsize > 1:
+        return 1.0, 1.0
+    k_scale, v_scale = (
+        1.0 if scale is None else float(scale) for scale in (layer.k_scale, layer.v_scale)
+    )
+    return k_scale, v_scale
 
 
 def _unlike_plain(layers: list[RadixAttention]) -> Iterator[str]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 
+FP8 = "fp8_e4m3"
+
+
 class Refusal(NamedTuple):
     """A setting that excludes RaaS.
 
@@ -47,8 +50,23 @@ REFUSALS = (
     ),
     Refusal(
         "--kv-cache-dtype",
-        lambda chosen: chosen.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
-        "use --kv-cache-dtype auto: quantised pages are stored differently",
+        lambda chosen: chosen.kv_cache_dtype not in ("auto", "bf16", "bfloat16", FP8),
+        "use --kv-cache-dtype auto: of quantised types only fp8_e4m3 is stored and scored",
+    ),
+    Refusal(
+        "--kv-cache-dtype",
+        lambda chosen: chosen.kv_cache_dtype == FP8 and chosen.device == "cpu",
+        "use --kv-cache-dtype auto: on the CPU SGLang has fp8_e4m3 for intel_amx attention alone",
+    ),
+    Refusal(
+        "--kv-cache-dtype",
+        lambda chosen: chosen.kv_cache_dtype == FP8 and chosen.device != "cpu",
+        "use --kv-cache-dtype auto: eviction from a cache of fp8_e4m3 has not been tested on a GPU",
+    ),
+    Refusal(
+        "--quantization-param-path",
+        lambda chosen: chosen.kv_cache_dtype == FP8 and bool(chosen.quantization_param_path),
+        "remove it: SGLang's attention does not multiply by the scales that its store divides by",
     ),
     Refusal("--enable-page-major-kv-layout", _is_set("enable_page_major_kv_layout"), "remove it"),
     Refusal("--enable-unified-memory", _is_set("enable_unified_memory"), "remove it"),

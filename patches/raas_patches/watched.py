@@ -65,6 +65,14 @@ WATCHED = (
         "sglang.srt.layers.radix_attention.RadixAttention.forward",
         "hands keys and values to the backend",
     ),
+    Reliance(
+        "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.set_kv_buffer",
+        "divides keys and values by a layer's scales if the cache has another type than they",
+    ),
+    Reliance(
+        "sglang.srt.layers.quantization.kv_cache.BaseKVCacheMethod.process_weights_after_loading",
+        "gives a layer the scales of its checkpoint, as tensors and as the same numbers",
+    ),
 )
 # Checked only where FlashInfer runs: importing it takes seconds.
 WITH_FLASHINFER = (
@@ -80,4 +88,5 @@ WITH_FLASHINFER = (
         "plans the next step of a graph into the same buffers",
     ),
     Reliance(_FLASHINFER + "forward", "runs what was planned"),
+    Reliance(_FLASHINFER + "run", "multiplies by the scales of keys and values"),
 )

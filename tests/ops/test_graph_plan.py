@@ -43,7 +43,7 @@ def backend(monkeypatch):
     )
     state = EvictionState(
         RaasConfig(kv_policy="raas", kv_budget=BUDGET),
-        StateShape(1, 1, 1, 8, torch.float32),
+        StateShape(1, 1, 1, 8, torch.float32, torch.float32),
         ROWS,
         "cpu",
     )

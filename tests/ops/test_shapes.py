@@ -14,20 +14,21 @@ import pytest
 import torch
 
 from made_up_rows import OPTIONS, SMALL, Rows
-from raas_kernels import KeyCaches, Policy, torch_ops
-from raas_kernels.layout import AGEING, BUDGET_UNIT, SPREAD
+from raas_kernels import KeyCaches, KVScales, Policy, torch_ops
+from raas_kernels.layout import AGEING, BUDGET_UNIT, SPREAD, UNSCALED
 from raas_kernels.ops import implementation
 
 
-def run_step(ops, state, qkv, batch, key_caches=None):
+def run_step(ops, state, qkv, batch, key_caches=None, scales=()):
     keys, values, buffers, step_buffers, scratch = state
-    key_caches = key_caches or KeyCaches.of(list(keys))
+    key_caches = key_caches or KeyCaches.of(list(keys), scales)
     ops.claim_slots(step_buffers, batch, buffers, OPTIONS)
     for layer, projected in enumerate(qkv):
         heads = keys.shape[2]
         # Views, as the model hands them over.
         q, k, v = projected.split((projected.shape[1] - 2 * heads, heads, heads), dim=1)
         of_layer = step_buffers.layer(layer), batch, buffers.layer(layer)
+        of_layer += (scales[layer] if scales else UNSCALED,)
         ops.store_decode(q, k, v, keys[layer], values[layer], *of_layer)
     ops.score_tokens(scratch, key_caches, step_buffers, batch, buffers, OPTIONS)
 
@@ -60,7 +61,7 @@ def assert_same(got, want, rows):
         ours, theirs = ours.cpu(), theirs_by_name[name].cpu()
         # KV slot 0 takes whatever padded and saturated rows are told to drop.
         if name in ("keys", "values"):
-            ours, theirs = ours[:, 1:], theirs[:, 1:]
+            ours, theirs = ours[:, 1:].float(), theirs[:, 1:].float()
         if name == "victims":
             continue
         rounds = ROUNDED.get(name, 0.0)
@@ -90,11 +91,18 @@ def compare(device, *, steps=18, **shape):
     got = copied(want, device)
     for _ in range(steps):
         inputs = rows.qkv(), rows.batch()
-        run_step(torch_ops, want, *copied(inputs, beside))
-        run_step(implementation(device), got, *copied(inputs, device))
+        run_step(torch_ops, want, *copied(inputs, beside), scales=rows.scales)
+        run_step(implementation(device), got, *copied(inputs, device), scales=rows.scales)
         assert_same(got, want, rows)
         rows.step += 1
 
+
+# No quotient is halfway between two numbers of float8: the interpreter would round it otherwise.
+FLOAT8 = {
+    "kv_dtype": torch.float8_e4m3fn,
+    "scales": (KVScales(0.5, 0.3), KVScales(None, 0.25)),
+}
+TRAINED = {**FLOAT8, "scales": (KVScales(0.37, 0.21), KVScales(0.042, None))}
 
 SHAPES = {
     "odd rows": {},
@@ -111,6 +119,9 @@ SHAPES = {
     "a program for each head": {"programs": 99},
     "many tokens": {"rows": 3, "dim": 16, "units": 65, "dtype": torch.float16, "steps": 9},
     "bfloat16": {"dtype": torch.bfloat16, "group": 5},
+    "float8": {"dtype": torch.bfloat16, **FLOAT8},
+    "float8 and queries of float16": {"dtype": torch.float16, "group": 7, **FLOAT8},
+    "float8 as it is": {"dtype": torch.bfloat16, "kv_dtype": torch.float8_e4m3fn, "padded": 2},
 }
 
 
@@ -139,22 +150,24 @@ def test_compiled_kernels_at_model_shapes(group, dim, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("units", [1, 2, 17, 63, 65, 100, 257, 1024])
-def test_compiled_kernels_over_budgets(units):
-    shape = {"rows": 13, "heads": 2, "group": 7, "dim": 64, "dtype": torch.bfloat16}
+@pytest.mark.parametrize("cache", [{}, FLOAT8])
+def test_compiled_kernels_over_budgets(units, cache):
+    shape = {"rows": 13, "heads": 2, "group": 7, "dim": 64, "dtype": torch.bfloat16, **cache}
     compare("cuda", steps=10, units=units, **shape)
 
 
 @pytest.mark.gpu
-def test_a_replayed_graph_equals_the_torch_ops():
-    shape = {**SMALL, "dtype": torch.bfloat16, "units": 20, "padded": 2, "group": 7}
+@pytest.mark.parametrize("cache", [{}, FLOAT8])
+def test_a_replayed_graph_equals_the_torch_ops(cache):
+    shape = {**SMALL, "dtype": torch.bfloat16, "units": 20, "padded": 2, "group": 7, **cache}
     rows = Rows(**shape)
     ops, want = implementation("cuda"), rows.fresh()
     got = copied(want, "cuda")
     static_qkv, static_batch = copied((rows.qkv(), rows.batch()), "cuda")
-    run_step(ops, copied(want, "cuda"), static_qkv, static_batch)
-    graph, key_caches = torch.cuda.CUDAGraph(), KeyCaches.of(list(got[0]))
+    run_step(ops, copied(want, "cuda"), static_qkv, static_batch, scales=rows.scales)
+    graph, key_caches = torch.cuda.CUDAGraph(), KeyCaches.of(list(got[0]), rows.scales)
     with torch.cuda.graph(graph):
-        run_step(ops, got, static_qkv, static_batch, key_caches)
+        run_step(ops, got, static_qkv, static_batch, key_caches, rows.scales)
     for _ in range(40):
         # The same memory as at the capture, with the inputs of another step.
         qkv, batch = rows.qkv(), rows.batch()
@@ -164,31 +177,33 @@ def test_a_replayed_graph_equals_the_torch_ops():
             if name != "requests":  # which stay as they are
                 getattr(static_batch, name).copy_(fresh)
         graph.replay()
-        run_step(torch_ops, want, qkv, batch)
+        run_step(torch_ops, want, qkv, batch, scales=rows.scales)
         assert_same(got, want, rows)
         rows.step += 1
 
 
-def error_of_importance(device, dtype):
+def error_of_importance(device, dtype, **cache):
     """The largest error, against float64, over keys and moments as a model has them."""
     units = 64 if device == "cuda" else 5
-    rows = Rows(**{**SMALL, "group": 7, "dim": 128, "units": units, "dtype": dtype})
+    rows = Rows(**{**SMALL, "group": 7, "dim": 128, "units": units, "dtype": dtype, **cache})
     rows.policies[:] = Policy.RAAS
     periods = [Policy.RAAS.period(budget) for budget in rows.budgets.tolist()]
     rows.periods[:] = torch.tensor(periods)
     rows.step[:] = BUDGET_UNIT * 10**5 - 1  # the last of a period
     keys, _, buffers, step, scratch = rows.fresh()
-    keys.normal_(generator=rows.generator)
+    keys = torch.randn(keys.shape, generator=rows.generator).to(keys.dtype)
+    scales = [each.k_scale or 1.0 for each in rows.scales or [UNSCALED] * rows.layers]
     buffers.query_means.normal_(std=2, generator=rows.generator)
     buffers.query_variances.normal_(generator=rows.generator).square_()
     options = OPTIONS._replace(scaling=128**-0.5)
     on_device = copied((scratch, step, rows.batch(), buffers), device)
-    caches = KeyCaches.of([cache.to(device) for cache in keys])
+    caches = KeyCaches.of([cache.to(device) for cache in keys], rows.scales)
     implementation(device).score_tokens(on_device[0], caches, *on_device[1:], options)
     got, s, errors = on_device[3].weights.cpu().double(), options.scaling, []
     tables = (rows.slots, rows.kv_slots, rows.prompt, rows.budgets, rows.step)
     for slot, kv_slots, prompt, budget, now in zip(*tables, strict=True):
         key = keys[:, kv_slots[prompt : prompt + budget]].double().transpose(1, 2)[:, :, None]
+        key = key * torch.tensor(scales).double()[:, None, None, None, None]
         mean, variance = (
             table[:, slot].double().view(rows.layers, rows.heads, rows.group, 1, -1)
             for table in (buffers.query_means, buffers.query_variances)
@@ -208,9 +223,16 @@ def test_importance_of_real_numbers():
         "run with TRITON_INTERPRET=1, as make test does"
     )
     assert error_of_importance("cpu", torch.float32) < 1e-4
+    assert error_of_importance("cpu", torch.bfloat16, **TRAINED) < 1e-4
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_importance_of_real_numbers_on_a_gpu(dtype):
     assert error_of_importance("cuda", dtype) < (1e-4 if dtype is torch.float32 else 0.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_importance_of_quantised_keys_on_a_gpu(dtype):
+    assert error_of_importance("cuda", dtype, **TRAINED) < 0.2

@@ -2,18 +2,20 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.accuracy.ask import count_missing
 from benchmarks.accuracy.dataset import INSTRUCTION, DatasetTask, grade
 from benchmarks.accuracy.grid import budget_tokens, make_cells, make_task
-from benchmarks.accuracy.samples import SampleFile, read_samples
+from benchmarks.accuracy.samples import SampleFile, about_run, read_samples
 from benchmarks.accuracy.server import by_server
 from benchmarks.accuracy.significance import mcnemar, wilson
 from benchmarks.accuracy.summary import cell_row, main, problems, read_rows
 from benchmarks.report import accuracy, accuracy_plots, build, store
 from benchmarks.report.drawing import data_of
+from reasoner import REASONER
 
 
 def block(**changes):
@@ -244,3 +246,16 @@ def test_equal_rows_draw_equal_pictures(rows, tmp_path):
     pictures = [path.read_text() for path in paths]
     assert pictures[0] == pictures[1]
     assert "milestone:150" in pictures[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "model"),
+    [
+        ("", "reasoner"),
+        ("--kv-cache-dtype auto --tp-size 2", "reasoner"),
+        ("--kv-cache-dtype fp8_e4m3", "reasoner, fp8_e4m3 KV cache"),
+    ],
+)
+def test_answers_over_a_quantised_cache_are_told_apart(flags, model):
+    args = SimpleNamespace(server_flags=flags, commit="c", first_seed=0, model_path=REASONER)
+    assert about_run(args)["model"] == model

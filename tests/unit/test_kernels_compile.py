@@ -23,6 +23,11 @@ LAUNCHED = {
     "list_due_rows": {},
     "score_tokens": {"num_warps": 4, "num_stages": score_tokens.STAGES},
 }
+SCALES = ("k_scale", "v_scale", "key_scales_ptr")
+QUANTISED = {
+    **dict.fromkeys(("key_cache", "value_cache"), "*fp8e4nv"),
+    **{"key_scales": "*fp32", "k_scale": "fp32", "v_scale": "fp32"},
+}
 HEADS = {"HEADS": 4, "GROUP": 7, "HEAD_DIM": 128, "BLOCK_DIM": 128}
 KERNELS = {
     "claim_slots": (
@@ -45,28 +50,35 @@ KERNELS = {
 }
 
 
-def type_of(name):
+def type_of(name, types):
     """A pointer to what its name says, to int32 where nothing is said; other numbers are int32."""
     bare = name.removesuffix("_ptr")
-    if bare in POINTERS:
-        return POINTERS[bare]
-    return "*i32" if name.endswith("_ptr") else SCALARS.get(name, "i32")
+    if bare in types:
+        return types[bare]
+    return "*i32" if name.endswith("_ptr") else "i32"
 
 
-def compiled(name):
+def compiled(name, is_quantised=False):
     """Compiles a kernel as for tensors and strides of a model, which are multiples of 16."""
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter has no compiler"
     kernel, constants = KERNELS[name]
     assert set(constants) == {p.name for p in kernel.params if p.is_constexpr}
-    types = {arg: "constexpr" if arg in constants else type_of(arg) for arg in kernel.arg_names}
+    known = {**POINTERS, **SCALARS, **(QUANTISED if is_quantised else {})}
+    if not is_quantised:
+        constants = constants | {arg: None for arg in SCALES if arg in kernel.arg_names}
+    types = {
+        arg: "constexpr" if arg in constants else type_of(arg, known) for arg in kernel.arg_names
+    }
     places = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, arg in enumerate(kernel.arg_names)
-        if arg.endswith("_ptr") or arg.startswith("stride_")
+        if (types[arg] != "constexpr" and arg.endswith("_ptr")) or arg.startswith("stride_")
     }
     source = ASTSource(kernel, signature=types, constexprs=places, attrs=aligned)
     options = LAUNCHED.get(name, {"num_warps": 1})
+    if is_quantised and name == "score_tokens":
+        options = options | {"maxnreg": score_tokens.REGISTERS}
     return triton.compile(source, target=HOPPER, options=options).asm["ptx"]
 
 
@@ -78,3 +90,17 @@ def test_a_kernel_compiles_for_hopper(name):
 def test_keys_are_read_in_whole_vectors():
     """One number at a time took four times as long; the compiler does so if it must."""
     assert not re.search(r"ld\.global\S*\.[bu]16\b", compiled("score_tokens"))
+
+
+def test_keys_of_a_quantised_cache_are_read_in_whole_vectors():
+    code = compiled("score_tokens", is_quantised=True)
+    assert f".maxnreg {score_tokens.REGISTERS}" in code
+    assert not re.search(r"ld\.global\S*\.[bsu]8\b", code)
+
+
+def test_keys_and_values_are_divided_and_stored_as_sglang_does():
+    """Divided and rounded as IEEE says, to no more than the largest; undivided without a scale."""
+    quantised, plain = compiled("store_decode", is_quantised=True), compiled("store_decode")
+    assert "div.rn.f32" in quantised
+    assert "cvt.rn.satfinite.e4m3x2.f32" in quantised
+    assert "div.rn" not in plain

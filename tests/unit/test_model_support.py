@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.layers.quantization.kv_cache import BaseKVCacheMethod
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.models.llama import LlamaModel
+from transformers import LlamaConfig
 
 from conftest import refusal
-from raas_patches.model_support import EQUAL, PLAIN, require_model
+from raas_kernels import KVScales
+from raas_patches.model_support import EQUAL, PLAIN, kv_scales, require_model
 from raas_sglang.pool import RaasTokenToKVPool
 
 LAYERS = 4
@@ -82,6 +86,55 @@ def test_a_checkpoint_that_asks_for_a_quantised_cache_is_refused():
     """With ``--kv-cache-dtype auto`` SGLang takes what the checkpoint says."""
     with pytest.raises(RuntimeError, match=r"float8_e4m3fn, .*use --kv-cache-dtype bfloat16"):
         require_model(SomeForCausalLM(), CONFIG, pool(torch.float8_e4m3fn))
+
+
+FLOAT8 = torch.float8_e4m3fn
+
+
+def with_scales(k_scale, v_scale):
+    """A model whose checkpoint has scales, as SGLang's own methods load them."""
+    model = SomeForCausalLM()
+    method = BaseKVCacheMethod(None)
+    for layer in model.layers:
+        method.create_weights(layer)
+        layer.k_scale.fill_(k_scale * 2**layer.layer_id)
+        layer.v_scale.fill_(v_scale)
+        method.process_weights_after_loading(layer)
+    return model
+
+
+def test_scales_are_those_of_the_checkpoint():
+    model = with_scales(0.25, 1.0)
+    expected = [KVScales(scale) for scale in (0.25, 0.5, None, 2.0)]
+    assert kv_scales(model, pool(FLOAT8)) == expected
+
+
+@pytest.mark.parametrize("model", [SomeForCausalLM(), with_scales(-1.0, -1.0)])
+@pytest.mark.parametrize("dtype", [FLOAT8, torch.bfloat16])
+def test_without_scales_nothing_is_divided(model, dtype):
+    assert kv_scales(model, pool(dtype)) == [KVScales()] * LAYERS
+
+
+def test_scales_that_the_cache_is_not_divided_by_are_refused():
+    """SGLang's attention multiplies by them whatever the cache is."""
+    words = r"layer 0 divides by 1.0 and 1.0 but multiplies by 0.25 and 0.5, .*torch.bfloat16; use"
+    with pytest.raises(RuntimeError, match=words):
+        kv_scales(with_scales(0.25, 0.5), pool())
+
+
+def test_scales_that_attention_does_not_multiply_by_are_refused(tmp_path):
+    """As SGLang's Llama takes them from --quantization-param-path."""
+    scales = {"dtype": "float8_e4m3fn", "scaling_factor": {0: dict.fromkeys(range(LAYERS), 0.5)}}
+    path = tmp_path / "scales.json"
+    path.write_text(json.dumps({"model_type": "llama", "kv_cache": scales}))
+    model = SomeForCausalLM()
+    attention = [SimpleNamespace(self_attn=SimpleNamespace(attn=each)) for each in model.layers]
+    config = LlamaConfig(num_hidden_layers=LAYERS)
+    loaded = SimpleNamespace(_kv_cache_parallel_layout=(0, 1), layers=attention, config=config)
+    LlamaModel.load_kv_cache_scales(loaded, str(path))
+    words = r"divides by 0.5 and 0.5 but multiplies by 1.0 and 1.0, .*--quantization-param-path"
+    with pytest.raises(RuntimeError, match=words):
+        kv_scales(model, pool(FLOAT8))
 
 
 def test_nothing_else_can_differ_by_layer():

@@ -154,6 +154,20 @@ def test_a_model_on_two_gpus_is_another_table_and_another_line(results):
     assert names == ["qwen2.5-7b, default, H100", "qwen2.5-7b, default, 2 x H100"]
 
 
+def test_a_quantised_cache_is_held_against_the_default_runtime_with_the_same_cache(results):
+    default = throughput_row("default", 8192, 1000.0)
+    rows = default, throughput_row("raas", 8192, 2500.0, budget=1024)
+    fp8 = {"flags": ["--kv-cache-dtype", "fp8_e4m3"]}
+    results("throughput", *rows, *({**row, **fp8, "value": 2 * row["value"]} for row in rows))
+    text = throughput.throughput()
+    assert "| NVIDIA H100, fp8_e4m3 KV cache, prompt 256: " in text
+    assert text.count("(2.50x, 10)") == 2
+    assert "| H100, fp8_e4m3 KV cache, `raas`, L = 1,024 | 5,000 (2.50x) |" in throughput.headline()
+    results("throughput", {**default, "value": 1111.0, "flags": ["--kv-cache-dtype=bfloat16"]})
+    assert "| Qwen2.5-7B `default` | 1,111 (10) |" in throughput.throughput()
+    assert "bfloat16 KV cache" not in throughput.throughput()
+
+
 def test_rows_of_a_cpu_make_tables_and_plots_too(results):
     result = "inter-token latency at 2048 logical tokens"
     results("decode", decode_row("raas", 16, 5.0, result, pool_tokens=[20480], gpu=None))

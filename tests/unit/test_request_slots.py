@@ -7,12 +7,30 @@ from raas_sglang.config import RaasConfig
 from raas_sglang.request_slots import request_slots, reserve_slots
 from raas_sglang.state import EvictionState, StateShape
 
-SHAPE = StateShape(layers=28, heads=4, query_heads=28, head_dim=128, dtype=torch.bfloat16)
+SHAPE = StateShape(28, 4, 28, 128, dtype=torch.bfloat16, query_dtype=torch.bfloat16)
+FLOAT8 = SHAPE._replace(dtype=torch.float8_e4m3fn)
 GIB = 2**30
 
 
 def test_a_token_is_its_keys_and_values_in_all_layers():
     assert SHAPE.token_bytes == 2 * 28 * 4 * 128 * 2
+
+
+def test_a_token_of_a_quantised_cache_is_half_of_that_and_its_request_costs_the_same():
+    assert FLOAT8.token_bytes == SHAPE.token_bytes / 2
+    config = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=4096)
+    sizes = [EvictionState.bytes_per_slot(config, shape) for shape in (SHAPE, FLOAT8)]
+    assert sizes[0] == sizes[1]
+    scratch = [EvictionState.scratch_bytes(config, shape, "cpu") for shape in (SHAPE, FLOAT8)]
+    assert scratch[0] == scratch[1]
+
+
+def test_more_requests_hold_a_full_budget_in_a_quantised_cache():
+    config = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=4096)
+    slots, quantised = (request_slots(config, shape, 50 * GIB) for shape in (SHAPE, FLOAT8))
+    full = EvictionState.bytes_per_slot(config, FLOAT8) + 4096 * FLOAT8.token_bytes
+    assert (quantised + 1) * full <= 50 * GIB < (quantised + 2) * full
+    assert quantised > 1.7 * slots
 
 
 @pytest.mark.parametrize("budget", [256, 1024, 4096])

@@ -21,7 +21,9 @@ def backend():
     """A saturated request of 30 tokens and one of 9, in a step that the scheduler began."""
     config = RaasConfig(kv_policy="raas", kv_budget=16)
     pool = RaasTokenToKVPool.__new__(RaasTokenToKVPool)
-    pool.state = EvictionState(config, StateShape(1, 1, 1, 8, torch.float32), 4, "cpu")
+    pool.state = EvictionState(
+        config, StateShape(1, 1, 1, 8, torch.float32, torch.float32), 4, "cpu"
+    )
     options = RequestOptions(Policy.RAAS, 16, evicts=True)
     requests = [RequestState(options, prompt_len) for prompt_len in PROMPTS]
     pool.state.admit(ROWS, requests)

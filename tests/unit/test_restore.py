@@ -68,7 +68,7 @@ def test_what_is_moved_was_prefilled(monkeypatch):
     prompt_len, budget, text_len = 3, 16, 30
     pool = RaasTokenToKVPool(32, 1, torch.float32, 1, 8, 1, "cpu", False, enable_alt_stream=False)
     rows = SimpleNamespace(req_to_token=torch.arange(32).repeat(2, 1))
-    shape = StateShape(1, 1, 1, 8, torch.float32)
+    shape = StateShape(1, 1, 1, 8, torch.float32, torch.float32)
     pool.attach(RaasConfig("raas", budget), rows, shape, 0, torch.cpu.Stream())
     request = RequestState(RequestOptions(Policy.RAAS, budget, evicts=True), prompt_len)
     request.retract(text_len)

@@ -152,8 +152,22 @@ def arguments(**changes):
     )
 
 
+GPU = {"device": "cuda", "attention_backend": "flashinfer"}
+
+
 def test_supported_settings_are_not_refused():
     assert refused_settings(arguments()) == []
+    assert refused_settings(arguments(**GPU)) == []
+
+
+def test_scales_that_attention_does_not_know_are_refused():
+    scales = {"kv_cache_dtype": "fp8_e4m3", "quantization_param_path": "scales.json"}
+    assert any(
+        text.startswith("--kv-policy does not work together with --quantization-param-path; ")
+        for text in refused_settings(arguments(**GPU, **scales))
+    )
+    # SGLang reads them for no other cache.
+    assert refused_settings(arguments(quantization_param_path="scales.json")) == []
 
 
 @pytest.mark.parametrize(
@@ -162,6 +176,10 @@ def test_supported_settings_are_not_refused():
         ("--speculative-algorithm", {"speculative_algorithm": "EAGLE"}),
         ("--disaggregation-mode", {"disaggregation_mode": "prefill"}),
         ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e4m3"}),
+        ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
+        ("--kv-cache-dtype", {"kv_cache_dtype": "mxfp8"}),
+        ("--kv-cache-dtype", {"kv_cache_dtype": "nvfp4"}),
+        ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e4m3", **GPU}),
         ("--enable-page-major-kv-layout", {"enable_page_major_kv_layout": True}),
         ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
         ("--enable-streaming-session", {"enable_streaming_session": True}),
