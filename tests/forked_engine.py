@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -107,6 +108,7 @@ def _prepare(with_raas: bool) -> None:
     import torch
     from sglang.srt.models.registry import ModelRegistry, import_model_classes
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # The reasoner has a class of its own for Qwen2.
     ModelRegistry.models = import_model_classes("sglang.srt.models")
     ModelRegistry._default_models_loaded = True
@@ -122,6 +124,12 @@ def _prepare(with_raas: bool) -> None:
         load_plugins()
         installation.require_seams()
     gc.freeze()  # or each process looks through, and so copies, all that was imported
+
+
+def _end_with_parent() -> None:
+    """Or else it would wait for work when pytest was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _fork(model_path: Path, batches: list[list[Request]], with_raas: bool) -> list[list[Answer]]:
@@ -151,7 +159,9 @@ def _run(
     with_raas: bool,
 ) -> None:
     import sglang as sgl
+    from sglang.srt.utils import kill_itself_when_parent_died
 
+    kill_itself_when_parent_died()
     with log.open("wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
