@@ -9,8 +9,8 @@ DEMO_smollm2 := examples.demo.smollm2
 # Every process that imports SGLang would compile it anew, which doubles the start of a server.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests whose servers nobody shares; they run with those that need no server.
-OWN_SERVERS := tests/server/test_engine.py tests/server/test_families.py \
-	tests/server/test_observability.py \
+OWN_SERVERS := tests/server/test_adapters.py tests/server/test_documents.py \
+	tests/server/test_engine.py tests/server/test_families.py tests/server/test_observability.py \
 	tests/server/test_view.py tests/server/test_priority.py \
 	tests/server/test_frontend.py::test_example_on_its_own_runtime
 # Threads of one process would spin for cores that the others have.

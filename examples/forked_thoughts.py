@@ -6,7 +6,7 @@ runs ``dense``: it prefills the finished thought, so it reads all of it, evicted
 
     PYTHONPATH=. python examples/forked_thoughts.py --base-url http://127.0.0.1:30000
     PYTHONPATH=. python examples/forked_thoughts.py \
-        --model-path reasoner/model --thoughts 5 --kv-budget 64 --lines 40
+        --model-path reasoner/model --thoughts 5 --kv-budget 256 --lines 40
 
 Without a GPU the bundled model needs ``SGLANG_EXTERNAL_MODEL_PACKAGE=reasoner_model`` and
 ``reasoner/served`` on the ``PYTHONPATH`` as well.
@@ -91,7 +91,7 @@ def parse_args() -> argparse.Namespace:
     where.add_argument("--model-path", help="The reasoner; starts a server for this program.")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--thoughts", type=int, default=5, help="How many thoughts vote.")
-    parser.add_argument("--kv-budget", type=int, default=64, help="Tokens that a thought keeps.")
+    parser.add_argument("--kv-budget", type=int, default=256, help="Tokens that a thought keeps.")
     parser.add_argument("--lines", type=int, default=40, help="Lines of the reasoner's program.")
     return parser.parse_args()
 

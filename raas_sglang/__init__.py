@@ -1,4 +1,4 @@
-"""RaaS for SGLang: the prompt's KV cache stays dense and shared, generated tokens keep a budget."""
+"""RaaS for SGLang: the KV cache of a prompt stays whole, generated tokens share a fixed budget."""
 
 __version__ = "0.1.0"
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -46,13 +47,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_trace(endpoints: list[str]) -> int:
-    """Prints a line for each request in each message, until interrupted."""
+    """Prints a line for each request in each message, until nobody wants more."""
     from raas_sglang.trace.subscriber import lines, listen  # what it imports comes with SGLang
 
     try:
         for line in lines(listen(endpoints)):
             print(line, flush=True)
     except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # of `| head`; Python flushes what is left when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from raas_kernels.layout import BUDGET_UNIT, LARGEST_BUDGET
 from raas_sglang.policies import POLICIES
 
 POLICY_NAMES = tuple(POLICIES)
-# Where `--kv-trace-endpoint` alone publishes: the stream holds texts, so nobody else may reach it.
+# Default of `--kv-trace-endpoint`: the stream holds texts, so no other machine may reach it.
 LOOPBACK = "tcp://127.0.0.1:5558"
 
 

@@ -17,7 +17,8 @@ from raas_sglang.life.request import REPORT_FIELDS
 
 CHOICE_KEY = "custom_params"
 _OURS = (POLICY_KEY, BUDGET_KEY, PROMPT_KEY, TRACE_KEY, CHOICE_KEY)
-# Objects of a body in which clients put what stands elsewhere.
+_NAMED = f"{PROMPT_KEY}, {POLICY_KEY}, {BUDGET_KEY} and {TRACE_KEY}"
+# Objects of a body in which clients put parameters that belong elsewhere.
 _CONTAINERS = ("extra_body", "sampling_params", "parameters", "options", "instances")
 _EVENT = b"data: "
 
@@ -86,7 +87,7 @@ class Exchange:
         return prefix + orjson.dumps(_with_metadata(item, reports)) if reports else line
 
 
-# Of the task that answers a request, and so of whatever SGLang calls to answer it.
+# Set in the task that answers a request, so all that SGLang calls to answer it sees it.
 current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
@@ -106,15 +107,11 @@ def read_choice(body: Any, route: Route) -> Any:
         got = f"got {'.'.join(path)} = {value!r}, which would be dropped"
         if route.where is None:
             raise ValueError(
-                "kv_policy, kv_budget and kv_trace must be sent to a route that takes them, "
-                f"{got}; leave it out"
+                f"{_NAMED} must be sent to a route that takes them, {got}; leave it out"
             )
         if path != (*route.where, CHOICE_KEY):
             right = ".".join((*route.where, CHOICE_KEY))
-            raise ValueError(
-                f"kv_policy, kv_budget and kv_trace must stand in {right} of the body, "
-                f"{got}; move it"
-            )
+            raise ValueError(f"{_NAMED} must stand in {right} of the body, {got}; move it")
     return None if route.is_native else body.get(CHOICE_KEY)
 
 

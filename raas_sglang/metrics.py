@@ -114,7 +114,7 @@ class EvictionMetrics:
     def __init__(
         self, labels: Mapping[str, str], running: Callable[[], Iterable[RequestState]]
     ) -> None:
-        # Only here: the client reads PROMETHEUS_MULTIPROC_DIR, which SGLang sets, when imported.
+        # Imported late: at import the client reads PROMETHEUS_MULTIPROC_DIR, which SGLang sets.
         from prometheus_client import Counter, Gauge
 
         self.running = running

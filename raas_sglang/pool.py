@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
+    from raas_sglang.trace.sampler import TokenSampler
+
 
 class RaasTokenToKVPool(MHATokenToKVPool):
     """Keys and values [slot, kv_head, head_dim] per layer, where a slot is reused in place.
@@ -24,10 +26,17 @@ class RaasTokenToKVPool(MHATokenToKVPool):
     Prefill stores as in `MHATokenToKVPool`. A decode step calls `claim_slots` before its first
     layer, `store_decode` in each and `score_tokens` after the last. `attach` must be called once
     before the first forward pass.
+
+    Attributes:
+        state: The eviction state of all layers.
+        req_to_token_pool: SGLang's table of slots.
+        token_sampler: Samples the state and is told of ends, where a trace was asked for.
     """
 
     state: EvictionState
     req_to_token_pool: "ReqToTokenPool"
+    forward_stream: torch.cuda.Stream | torch.cpu.Stream
+    token_sampler: "TokenSampler | None" = None
 
     def attach(
         self,
@@ -35,6 +44,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         req_to_token_pool: "ReqToTokenPool",
         shape: StateShape,
         head_offset: int,
+        forward_stream: torch.cuda.Stream | torch.cpu.Stream,
     ) -> None:
         """Allocates the eviction state for the request rows of ``req_to_token_pool``.
 
@@ -43,8 +53,9 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             req_to_token_pool: SGLang's table of slots.
             shape: What the model adds to the size of the state.
             head_offset: Index of this rank's first KV head.
+            forward_stream: Of the device, on which SGLang runs forward passes.
         """
-        self.req_to_token_pool = req_to_token_pool
+        self.req_to_token_pool, self.forward_stream = req_to_token_pool, forward_stream
         self.ops = implementation(self.device)
         self.options = StepOptions(head_offset, layer_offset=self.start_layer)
         num_rows = req_to_token_pool.req_to_token.shape[0]
@@ -120,6 +131,9 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             request: Its progress; at least one generated token was prefilled.
         """
         options, generated = request.options, request.generated_len
+        # The prefill may still run: of backends that note at its start which slots they will use
+        # (trtllm_mha), SGLang lets the scheduler's stream wait for no more than that.
+        torch.get_device_module(self.device).current_stream().wait_stream(self.forward_stream)
         tokens = budget_layout(generated, options.budget)
         row = self.req_to_token_pool.req_to_token[slot].long()
         source = row[request.prompt_len + tokens.to(row.device) - request.skipped_len]

@@ -8,7 +8,7 @@ from raas_sglang.state import EvictionState, StateShape
 
 logger = logging.getLogger(__name__)
 
-# Of the memory for the KV cache, where eviction is the exception.
+# Share of the memory for the KV cache that eviction state gets where few requests evict.
 _STATE_SHARE = 0.02
 # SGLang runs no more requests unless it is told to.
 _MOST_REQUESTS = 4096

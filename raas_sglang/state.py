@@ -9,7 +9,7 @@ from raas_kernels.layout import LONG_PERIOD
 from raas_sglang.config import RaasConfig
 from raas_sglang.life.request import NO_LIMIT, RequestState
 
-# That score at a time, as far as their registers and shared memory fit.
+# So many programs score on a multiprocessor at a time, if their registers and shared memory fit.
 _PROGRAMS_PER_PROCESSOR = 3
 
 

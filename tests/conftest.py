@@ -12,7 +12,9 @@ import raas_sglang.cpu
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.rows import RowFile
 from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer, free_port
+from forked_server import ForkedServer
 from raas_sglang.cpu import cpu_environment, has_driver
+from reasoner import REASONER
 
 # An idle scheduler spins, and several of them share two cores here.
 FLAGS = [*CPU_FLAGS, "--max-running-requests", "16", "--skip-server-warmup", "--sleep-on-idle"]
@@ -49,10 +51,24 @@ def pytest_terminal_summary(
     rows.write("tests passed", [counts.pop("passed")], "tests", counts)
 
 
-def start_server(*flags: str, page_size: int = 1, **environment: str) -> LocalServer:
+def start_server(
+    *flags: str,
+    page_size: int = 1,
+    model_path: Path = REASONER,
+    kind: type[LocalServer] = ForkedServer,
+    **environment: str,
+) -> LocalServer:
     """Returns a server that is not started yet, with SGLang's strict checks on."""
     settings = {**cpu_environment(page_size), **STRICT, **environment}
-    return LocalServer([*FLAGS, "--page-size", str(page_size), *flags], settings)
+    return kind([*FLAGS, "--page-size", str(page_size), *flags], settings, model_path)
+
+
+def refusal(*flags: str, model_path: Path = REASONER, **environment: str) -> str:
+    """What a server says that must not start."""
+    server = start_server(*flags, model_path=model_path, **environment)
+    with pytest.raises(RuntimeError, match="did not start"):
+        server.start()
+    return server.log()
 
 
 def beside(folder: str) -> dict[str, str]:
@@ -96,7 +112,7 @@ def retracting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loca
     preferred = ("--preferred-sampling-params", json.dumps({"custom_params": PREFERRED}))
     flags = ("--config", str(path), "--max-total-tokens", "20000", "--chunked-prefill-size", "64")
     more = (*preferred, "--enable-return-hidden-states")
-    with start_server(*flags, *more, **settings, **beside("early")) as running:
+    with start_server(*flags, *more, kind=LocalServer, **settings, **beside("early")) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
@@ -110,7 +126,7 @@ def small_server() -> Iterator[LocalServer]:
     flags = ("--kv-policy", "raas-paper", "--kv-budget", "64", "--kv-max-budget", "128")
     pool = ("--max-total-tokens", "144", "--chunked-prefill-size", "32")
     expected = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"}
-    made = start_server(*flags, *pool, **expected, **beside("late"))
+    made = start_server(*flags, *pool, kind=LocalServer, **expected, **beside("late"))
     made.command[:3] = [str(Path(sys.executable).with_name("sglang")), "serve"]
     with made as running:
         yield running
@@ -121,7 +137,8 @@ def small_server() -> Iterator[LocalServer]:
 def paged_server() -> Iterator[LocalServer]:
     """Page size 16 and this project's Triton kernels, both interpreted on the CPU."""
     flags = ("--kv-policy", "raas", "--kv-budget", "32", "--kv-max-budget", "128")
-    with start_server(*flags, "--max-total-tokens", "8000", page_size=16) as running:
+    room = ("--max-total-tokens", "8000")
+    with start_server(*flags, *room, page_size=16, kind=LocalServer) as running:
         yield running
         assert running.is_alive(), running.log_end()
 

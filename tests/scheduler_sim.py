@@ -97,9 +97,8 @@ class Simulation:
         self.pool = RaasTokenToKVPool(
             slots, page_size, torch.float32, HEADS, DIM, 1, "cpu", False, enable_alt_stream=False
         )
-        self.pool.attach(
-            config, self.rows, StateShape(1, HEADS, HEADS * GROUP, DIM, torch.float32), 0
-        )
+        shape = StateShape(1, HEADS, HEADS * GROUP, DIM, torch.float32)
+        self.pool.attach(config, self.rows, shape, 0, torch.cpu.Stream())
         if not self.settings.triton:
             self.pool.ops = torch_ops
         end = torch.float32, "cpu", self.pool, False

@@ -43,7 +43,7 @@ def decode_batches(log: str) -> list[DecodeBatch]:
 
 
 def retractions(log: str) -> int:
-    """How many requests SGLang interrupted for lack of memory."""
+    """How many requests SGLang retracted for lack of memory."""
     return sum(map(int, _RETRACTED.findall(log)))
 
 

@@ -73,15 +73,7 @@ class LocalServer:
         Raises:
             RuntimeError: it ended or did not answer in time; the text holds the end of its log.
         """
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", str(GUARD), *self.command],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = self._launch()
         began = time.monotonic()
         while not self._answers():
             waited = time.monotonic() - began
@@ -90,6 +82,17 @@ class LocalServer:
                 raise RuntimeError(f"the server did not start in {waited:.0f} s:\n{self.log_end()}")
             progress(waited)
             time.sleep(1.0)
+
+    def _launch(self) -> "subprocess.Popen[bytes]":
+        with self.log_path.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-I", str(GUARD), *self.command],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def stop(self) -> None:
         """Ends the server and every process of its session."""

@@ -67,7 +67,7 @@ class Entry:
 
         Returns:
             `equal`: as a quiet run's, word for word. `right`: another text, but the right chain of
-            a request that keeps all; an interrupted one is computed again in another way. `wrong`:
+            a request that keeps all; a retracted one is computed again in another way. `wrong`:
             neither, so something other than its prompt has changed it.
         """
         if is_whole:

@@ -1,7 +1,7 @@
 """Many long outputs at once in a pool that holds a few of them dense.
 
 Arm `raas`: all requests start together and generate to the end. What the pool held, the speed and
-the interruptions come from SGLang's own log; no request may be interrupted, and the pool may never
+the retractions come from SGLang's own log; no request may be retracted, and the pool may never
 hold more than prompt + L tokens for each.
 
 Arm `default`: SGLang without the plugin, with the same pool and as many requests. A steady state
@@ -104,7 +104,7 @@ def run_to_the_end(arm: Arm, args: argparse.Namespace, rows: RowFile, deadline: 
         f"all {args.requests} requests generate {args.output} tokens, {finished} did": (
             finished == args.requests
         ),
-        f"no request is interrupted, {interrupted} were": not interrupted,
+        f"no request is retracted, {interrupted} were": not interrupted,
         f"all {args.requests} requests run together, {together} did": together == args.requests,
         f"the pool holds at most {bound} tokens, it held {peak}": 0 < peak <= bound,
     }

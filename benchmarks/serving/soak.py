@@ -4,8 +4,8 @@ First every request of a catalogue runs alone, twice: from an empty radix tree, 
 in the tree. Then clients send them all over and over in random order, so that policies and budgets
 mix, prompts share prefixes, the pool is too small for all, and dense requests outgrow what is
 reserved for them; some clients disconnect or abort in the middle. The server computes
-independently of the batch, so a request that was not interrupted must answer, word for word, what
-it answered alone. An interrupted dense one is computed again in larger pieces, which may round
+independently of the batch, so a request that was not retracted must answer, word for word, what it
+answered alone. A retracted dense one is computed again in larger pieces, which may round
 differently; it must still be the right chain. Anything else is a wrong answer. SGLang's strict
 memory checks are on all the time and end the server at the first slot that is lost.
 
@@ -160,7 +160,7 @@ def write(
     """Stores what happened and returns which promises broke."""
     verdicts = Counter(f"{outcome.entry.policy}, {outcome.verdict}" for outcome in outcomes)
     wrong = [outcome for outcome in outcomes if outcome.verdict == "wrong"]
-    # What was not interrupted is held to the same words.
+    # A request that was not retracted must answer in the same words.
     moved = [o for o in outcomes if o.verdict == "right" and not o.interruptions]
     lost = [o for o in outcomes if o.entry.policy != "dense" and o.interruptions]
     endings = Counter(outcome.ending for outcome in outcomes)
@@ -179,11 +179,11 @@ def write(
     ]
     change = speeds[-1] / speeds[0] - 1
     rows.write("throughput in each tenth", speeds, "tokens/s", config, last_over_first=1 + change)
-    say(f"{len(outcomes)} answers, {dict(verdicts)}, {dense} interruptions of dense requests")
+    say(f"{len(outcomes)} answers, {dict(verdicts)}, {dense} retractions of dense requests")
     say(f"throughput {[round(s) for s in speeds]} tokens/s, last tenth {100 * change:+.1f} %")
     promises = {
         f"no answer is wrong, {len(wrong)} are: {examples}": not wrong,
-        f"no evicting request is interrupted, {len(lost)} were": not lost,
+        f"no evicting request is retracted, {len(lost)} were": not lost,
         f"the pool is whole at the end, {held} tokens are missing": not held,
     }
     return [promise for promise, kept in promises.items() if not kept]

@@ -211,8 +211,8 @@ class ArmBench:
 def flags_of(args: argparse.Namespace) -> list[str]:
     """The command line that all arms share.
 
-    Where requests end one by one, prefills of one prompt would interrupt all others as often; they
-    wait for each other, and run as graphs of their sizes.
+    Where requests end one by one, each prefill of one prompt would make all others wait; so prompts
+    wait for each other, and are prefilled in graphs of their sizes.
     """
     most = str(args.max_running_requests)
     prefills = [str(count * args.prompt) for count in range(1, PREFILLED_TOGETHER + 1)]

@@ -1,9 +1,9 @@
 """`sglang.srt.entrypoints.engine`: what the parent hears from each scheduler when it is ready.
 
-Why: a scheduler process that did not load the plugin would serve every request dense and say
-nothing; and a prompt that the pool can never hold must be refused before its answer begins. How:
-ours add a word to what they report, and the pool's size in it goes to the tokenizer manager. Remove
-when: SGLang stops a process whose plugin failed, and checks prompts against the pool there.
+Why: a scheduler process that did not load the plugin would silently serve every request dense; and
+a prompt that the pool can never hold must be refused before its answer begins. How: our schedulers
+add their policy to what they report, and the tokenizer manager takes the pool's size out of it.
+Remove when: SGLang stops a process whose plugin failed, and checks prompts against the pool there.
 """
 
 from typing import TYPE_CHECKING, Any

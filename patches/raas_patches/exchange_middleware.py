@@ -67,7 +67,7 @@ class ExchangeMiddleware:
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
-            # A form; what is neither SGLang refuses in its own words.
+            # The body is a form; if it is neither, SGLang refuses it in its own words.
             parsed = {name.decode(): "..." for name in re.findall(rb'name="(\w+)"', body)}
         choice = read_choice(parsed, route)
         if choice is not None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 _OURS = ("raas_patches.", "raas_sglang.")
 _BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-# In the order in which they are told apart: the first three are functions too.
+# The order matters: what the first three find are functions too.
 _FORMS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (inspect.isasyncgenfunction, "async generator"),
     (inspect.iscoroutinefunction, "coroutine"),

@@ -1,9 +1,9 @@
-"""`sglang.srt.model_executor.forward_batch_info`: positions of a request that goes on.
+"""`sglang.srt.model_executor.forward_batch_info`: positions of a request that was retracted.
 
-Why: of an interrupted request only the prompt and the last L generated tokens are prefilled again,
-but they stand where they stood in the text. How: in prefill the positions after the prompt move on
-by the tokens that were left out, before any layer reads them. Remove when: SGLang keeps logical and
-resident length apart.
+Why: of a retracted request only the prompt and the last L generated tokens are prefilled again, but
+they keep their positions in the text. How: in prefill the positions after the prompt move on by the
+number of tokens that were left out, before any layer reads them. Remove when: SGLang keeps logical
+and resident length apart.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def init_new(
 
 
 def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> None:
-    """Gives the kept tokens of interrupted requests the positions that they had."""
+    """Gives the kept tokens of retracted requests the positions that they had."""
     gaps = [(req.raas.prompt_len, req.raas.skipped_len) for req in batch.reqs]
     if not any(skipped for _, skipped in gaps):
         return
@@ -46,7 +46,7 @@ def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> No
     forward_batch.positions = forward_batch.positions + moved
     if forward_batch.mrope_positions is not None:
         forward_batch.mrope_positions = forward_batch.mrope_positions + moved
-    # For `model_runner`, which samples the next token of each row.
+    # `model_runner` samples the next token of each row with it.
     forward_batch.raas_skipped_lens = torch.tensor(
         [skipped for _, skipped in gaps], dtype=torch.int64
     ).to(forward_batch.seq_lens.device, non_blocking=True)
@@ -67,7 +67,7 @@ SEAMS = (
             "kv_loc_plan",
             "write_cols",
         ),
-        "gives the kept tokens of an interrupted request their positions",
+        "gives the kept tokens of a retracted request their positions",
         "SGLang keeps logical and resident length apart",
         "tests/unit/test_forward_batch_info.py::test_tokens_after_the_prompt_stand_where_they_stood",
     ),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def enable_fused_set_kv_buffer(
     original: Callable[["ForwardBatch"], bool], forward_batch: "ForwardBatch"
 ) -> bool:
-    """Around it: prefill as ever, decode through the pool."""
+    """Around it: prefill as SGLang decides, decode through the pool."""
     return not forward_batch.forward_mode.is_decode() and original(forward_batch)
 
 

@@ -19,9 +19,9 @@ from raas_sglang import SUPPORTED_SGLANG
 
 logger = logging.getLogger(__name__)
 
-# In the server's process and in every scheduler, whether a policy was asked for or not.
+# Installed in the server's process and in every scheduler, with a policy or without.
 ALWAYS = ("server_args", "scheduler_start", "without_policy")
-# Only where a policy was asked for, so that without one nothing of SGLang changes.
+# Installed only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
     "engine",
     "routes",
@@ -40,9 +40,9 @@ WITH_POLICY = (
     "metrics_reporter",
     "metrics_collector",
 )
-# Only where `--kv-trace-endpoint` was given, so that it costs nothing where not.
+# Installed only with `--kv-trace-endpoint`, so that they cost nothing without it.
 WITH_TRACE = ("tp_worker",)
-# Not for `--kv-policy`: frontend programs install theirs in the client.
+# Frontend programs install these in the client; `--kv-policy` does not need them.
 ELSEWHERE = ("lang",)
 
 
@@ -61,8 +61,8 @@ def seams(modules: tuple[str, ...]) -> list[Seam]:
 def install_always() -> None:
     """Registers the hooks that every process has; `load_plugins` applies them afterwards.
 
-    A seam that is not as tested is left alone, so that SGLang without a policy runs as ever; with
-    one, `require_seams` refuses, or the flag does not exist.
+    A seam that is not as tested is left alone, so that SGLang without a policy runs as it would
+    without the plugin; with a policy `require_seams` refuses, or the flag does not exist.
     """
     wrong_version = version_problem()
     if wrong_version:

@@ -73,7 +73,8 @@ def build_token_to_kv_pool(
     require_model(self.model, self.model_config, pool)
     shape = _shape(self)
     head_offset = get_parallel().attn_tp_rank * shape.heads
-    pool.attach(required_config(self.server_args), req_to_token_pool, shape, head_offset)
+    config = required_config(self.server_args)
+    pool.attach(config, req_to_token_pool, shape, head_offset, self.forward_stream)
     return pool
 
 

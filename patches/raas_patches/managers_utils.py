@@ -1,8 +1,8 @@
 """`sglang.srt.managers.utils`: an input that is longer than the pool.
 
-Why: SGLang refuses one, for it would be computed whole. Of a request with ``kv_prompt_len`` only
-prompt and last L tokens are. How: those are measured by the context alone. Remove when: SGLang asks
-a request how many slots it may take.
+Why: SGLang refuses such an input, since it would compute all of it. Of a request with
+``kv_prompt_len`` only the prompt and the last L tokens are computed. How: only the context length
+limits such a request. Remove when: SGLang asks a request how many slots it may take.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from raas_patches.seam import Seam
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
-# Of the context, as SGLang keeps them.
+# SGLang keeps so many tokens of the context free.
 _SPARE_TOKENS = 6
 
 
@@ -26,7 +26,7 @@ def validate_input_length(
     max_req_input_len: int,
     allow_auto_truncate: bool,
 ) -> str | None:
-    """Around it: `reservation` has checked already what such a request holds.
+    """Around it: `room` has checked already what such a request holds.
 
     Its length is final then: images were expanded, and what is too long was cut.
     """

@@ -1,8 +1,8 @@
 """`sglang.srt.managers.scheduler_components.metrics_reporter`: what requests hold and gave up.
 
-Why: SGLang's counters know nothing of eviction, and "#token" in its log line does not say what was
-given up for it. How: the reporter is told of every decode step, holds SGLang's collector, which
-carries ours, and knows the running batch, whose part of the line `PoolStats` returns. Remove when:
+Why: SGLang's counters know nothing of eviction, and "#token" in its log line does not say how many
+tokens were given up. How: SGLang calls the reporter in every decode step. Our metrics hang on the
+collector that it holds, and `PoolStats`, which writes a part of the line, adds ours. Remove when:
 SGLang lets plugins add metrics and parts of the line.
 """
 

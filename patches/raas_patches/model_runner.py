@@ -1,7 +1,8 @@
 """`sglang.srt.model_executor.model_runner`: the position of the token that a prefill samples.
 
-Why: SGLang derives it from the length of what was prefilled, and mixes it with `sampling_seed`. Of
-a request that goes on, tokens were left out. How: the lengths are logical while the sampler runs.
+Why: SGLang derives it from the length of what was prefilled, and mixes it with `sampling_seed`. The
+prefill of a retracted request leaves tokens out. How: the lengths are logical while the sampler
+runs.
 Remove when: SGLang keeps logical and resident length apart.
 """
 

@@ -1,9 +1,9 @@
 """Models that RaaS does not work with, each refused by name once it is loaded.
 
 A saturated row holds the prompt and tokens from anywhere in the text, in no order. A layer that
-attends by distance, or to something other than the text so far, would read the wrong ones and say
-nothing. The layers say themselves what they do; names of architectures and keys of a configuration
-do not.
+attends by distance, or to something other than the text so far, would silently read the wrong ones.
+The attributes of the loaded layers decide, since names of architectures and keys of a configuration
+do not say what a layer does.
 """
 
 from collections import Counter
@@ -18,8 +18,8 @@ from raas_sglang.pool import RaasTokenToKVPool
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
 
-# What a layer must say of itself, and what it is if it says something else. What a window is, is
-# told by its size; `RadixAttention` turns 0 and None into -1.
+# Attributes of a layer: the value that each must have, and what another value means. A window is
+# recognised by its size; `RadixAttention` turns 0 and None into -1.
 PLAIN = {
     "sliding_window_size": (-1, "a sliding window"),
     "is_cross_attention": (False, "cross attention"),

@@ -1,8 +1,8 @@
-"""`scheduler_components.new_token_ratio_tracker`: the guess about dense requests stays theirs.
+"""`scheduler_components.new_token_ratio_tracker`: a guess about dense requests alone.
 
 Why: after a retraction SGLang guesses from all running requests which share of `max_new_tokens`
-they will use. Bounded ones are not guessed about, and theirs is far larger than what they hold.
-How: they are left out. Remove when: SGLang asks a request how many slots it may take.
+they will use. Bounded ones need no guess, and their `max_new_tokens` is far larger than what they
+hold. How: they are left out. Remove when: SGLang asks a request how many slots it may take.
 """
 
 from collections.abc import Callable, Sequence

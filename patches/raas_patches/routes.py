@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import ServerArgs
 
-# By SGLang's functions, since paths can be changed by environment variables.
+# The keys are SGLang's functions, since environment variables can change the paths.
 ROUTES = {
     "generate_request": Route(("sampling_params",), has_meta_info=True),
     "vertex_generate": Route(("parameters", "sampling_params"), has_meta_info=True),
@@ -136,7 +136,7 @@ SEAMS = (
         HookType.AROUND,
         generate_request,
         ("self", "obj", "request"),
-        "hands in the choice of a route that drops it, and its report out",
+        "passes on the choice of a route that drops it, and takes its report",
         _UNTIL,
         "tests/server/test_routes.py::test_a_choice_is_honoured_and_reported",
     ),

@@ -1,8 +1,8 @@
 """`sglang.srt.managers.schedule_batch`: two lengths where SGLang has one.
 
 Why: SGLang takes the length of the text for the number of slots. A saturated request has a logical
-length that goes on and a resident length that does not. How: each request carries the record of its
-own, and is asked. Remove when: SGLang tells them apart.
+length that grows on and a resident length that does not. How: each request carries a record of
+both, and the hooks ask it. Remove when: SGLang keeps the two apart.
 """
 
 from collections.abc import Callable
@@ -35,14 +35,14 @@ def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
 def set_finish_with_abort(
     original: Callable[..., None], self: "Req", *args: Any, **kwargs: Any
 ) -> None:
-    """Around it: the first reason stands; later checks see the one token that is left of it."""
+    """Around it: keeps the first reason; later checks see the one token left of the input."""
     if self.to_finish is None:
         original(self, *args, **kwargs)
         self.raas.arrive(len(self.origin_input_ids))
 
 
 def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
-    """Around it: a request that goes on is prefilled with what it may hold, P + L tokens.
+    """Around it: a retracted request is prefilled with what it may hold, P + L tokens.
 
     SGLang calls it for a request that ends as well; what is left out was decided when it was
     retracted.
@@ -54,14 +54,14 @@ def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:
 
 
 def reset_for_retract(_: None, self: "Req") -> None:
-    """After it: what the request gives up by being prefilled again is known now."""
+    """After it: decides what the request gives up by being prefilled again."""
     self.raas.retract(len(self.origin_input_ids) + len(self.output_ids))
 
 
 def compute_max_prefix_len(
     original: Callable[["Req", int], int], self: "Req", input_len: int
 ) -> int:
-    """Around it: a request that goes on takes no generated tokens from the tree to overwrite."""
+    """Around it: a retracted request takes no generated tokens from the tree, to overwrite them."""
     return int(self.raas.matchable_len(original(self, input_len)))
 
 
@@ -114,7 +114,7 @@ SEAMS = (
         HookType.AROUND,
         refresh_fill_ids,
         ("self",),
-        "prefills an interrupted request within its reservation",
+        "prefills a retracted request within its reservation",
         _UNTIL,
         "tests/memory/test_admission.py::test_an_interruption_beyond_the_pool_keeps_the_last_tokens",
     ),
@@ -123,7 +123,7 @@ SEAMS = (
         HookType.AROUND,
         compute_max_prefix_len,
         ("self", "input_len"),
-        "keeps an interrupted request off shared generated tokens",
+        "keeps a retracted request off shared generated tokens",
         _UNTIL,
         "tests/memory/test_memory_model.py::test_random_operations_keep_the_invariants",
     ),

@@ -1,15 +1,15 @@
 """`sglang.srt.managers.scheduler`: which requests are admitted, refused, and kept waiting.
 
-Why: SGLang clips `max_new_tokens` to the pool, of a prompt close to the pool's size to nothing, and
-then waits for ever for memory. A bounded request may generate more than the pool holds. And a
-retracted request goes back to the queue of those that never ran. There the limits of that queue
-end it, though it had been admitted, and an abort answers without prompt length, report and the
-tokens that were not sent yet. How: admission reserves what a bounded request can come to hold; its
-clip is done again with the context length alone, and whatever can never be admitted is refused. The
-server's process has refused most of it already; only here are the tokens of a session and of images
-known. The limits of the queue see new requests alone, and an aborted request ends as a running one
-does. Remove when: SGLang asks a request how many slots it may take, and tells retracted requests
-from new ones.
+Why: SGLang limits `max_new_tokens` by the pool, but a bounded request may generate more than the
+pool holds. A prompt close to the pool's size is left with no token to generate, and waits for ever
+for memory. And a retracted request goes back to the queue of those that never ran: the limits of
+that queue end it, though it had been admitted; and a request that SGLang ends there, or between two
+chunks of a prompt, is answered without prompt length, report and the tokens that were not sent yet.
+How: admission reserves what a bounded request can hold, only the context length limits its tokens,
+and whatever can never be admitted is refused. The server's process has refused most of that
+already; only here are the tokens of a session and of images known. The limits of the queue see new
+requests alone, and whatever is ended is answered as one that runs. Remove when: SGLang asks a
+request how many slots it may take, and keeps retracted requests apart from new ones.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def get_prefill_adder_class(_: type, self: "Scheduler") -> type[ReservingPrefillAdder]:
-    """After `get_prefill_adder_class`: admission that reserves what bounded requests can hold."""
+    """After `get_prefill_adder_class`: ours reserves what bounded requests can hold."""
     return ReservingPrefillAdder
 
 
@@ -52,34 +52,27 @@ def init_req_max_new_tokens(
         params.min_new_tokens = min(asked_min, asked)
     problem = room.refusal(req.raas.options, input_len, 1 if asked is None else asked)
     if problem:
-        # What is left of the request, one token, must itself be admitted to end.
+        # SGLang leaves one token of the request, and ends it once that is admitted.
         params.max_new_tokens, params.min_new_tokens = 1, 0
         req.set_finish_with_abort(problem)
 
 
-def abort_request(self: "Scheduler", recv_req: "AbortReq") -> None:
-    """Before `abort_request`: ends those that wait, with all that they have."""
-    queue = self.waiting_queue
-    ended = [req for req in queue if recv_req.abort_all or req.rid.startswith(recv_req.rid)]
-    if not ended:
-        return
-    gone, reason = set(ended), recv_req.finished_reason or {}
-    self.waiting_queue = [req for req in queue if req not in gone]
-    for req in ended:
-        self._release_aborted_request(req)
-        req.finished_reason = FINISH_ABORT(
-            reason.get("message", "Abort in waiting queue"),
-            reason.get("status_code"),
-            reason.get("err_type"),
-        )
-        req.time_stats.set_completion_time()
-    self.output_streamer.stream_output(ended, any(req.return_logprob for req in ended))
+def send_abort_output(_: Any, self: "Scheduler", abort_req: "AbortReq", req: "Req") -> None:
+    """Around `send_abort_output`: the output stream ends a request, with all that it has."""
+    reason = abort_req.finished_reason or {}
+    req.finished_reason = FINISH_ABORT(
+        reason.get("message", "Abort in waiting queue"),
+        reason.get("status_code"),
+        reason.get("err_type"),
+    )
+    req.time_stats.set_completion_time()
+    self.output_streamer.stream_output([req], req.return_logprob)
 
 
 def abort_on_queued_limit(
     original: Callable[["Scheduler", "Req"], bool], self: "Scheduler", recv_req: "Req"
 ) -> bool:
-    """Around `_abort_on_queued_limit`: a retracted request neither is turned away nor counts."""
+    """Around `_abort_on_queued_limit`: does not turn a retracted request away, nor count it."""
     return False if _has_run(recv_req) else _among_new(original, self, recv_req)
 
 
@@ -109,7 +102,7 @@ def _has_run(req: "Req") -> bool:
 
 _PATH = "sglang.srt.managers.scheduler.Scheduler."
 _ASKS = "SGLang asks a request how many slots it may take"
-_TELLS = "SGLang tells retracted requests from new ones"
+_TELLS = "SGLang keeps retracted requests apart from new ones"
 SEAMS = (
     Seam(
         _PATH + "get_prefill_adder_class",
@@ -130,13 +123,13 @@ SEAMS = (
         "tests/memory/test_admission.py::test_a_request_generates_eight_times_the_pool",
     ),
     Seam(
-        _PATH + "abort_request",
-        HookType.BEFORE,
-        abort_request,
-        ("self", "recv_req"),
-        "answers a request that is aborted while it waits as one that runs",
-        _TELLS,
-        "tests/unit/test_waiting_queue.py::test_a_request_that_is_aborted_while_it_waits_says_why",
+        _PATH + "send_abort_output",
+        HookType.AROUND,
+        send_abort_output,
+        ("self", "abort_req", "req"),
+        "answers a request that is ended between two steps as one that runs",
+        "SGLang answers such a request with all that it has",
+        "tests/memory/test_admission.py::test_an_aborted_request_is_answered_with_all_that_it_has",
     ),
     Seam(
         _PATH + "_abort_on_queued_limit",

@@ -76,11 +76,11 @@ class Seam:
 
 @dataclass(frozen=True)
 class Reliance:
-    """A function that is called, overridden or taken for granted, and not hooked.
+    """A function that RaaS calls, overrides or otherwise relies on, and does not hook.
 
     Attributes:
         target: Dotted path of the function.
-        why: What RaaS takes for granted of it.
+        why: What RaaS relies on it for.
     """
 
     target: str

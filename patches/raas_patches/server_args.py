@@ -37,7 +37,7 @@ class RaasServerArgs(_Extended):
         ValueError: one of ours is wrong, or was given without ``kv_policy``.
     """
 
-    # Found and sent under SGLang's name, so that a process without the plugin reads it too.
+    # The class has SGLang's name, so that a process without the plugin can read what is sent.
     __module__ = ServerArgs.__module__
     __qualname__ = ServerArgs.__qualname__
 
@@ -49,7 +49,7 @@ class RaasServerArgs(_Extended):
 
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> "RaasServerArgs":
-        """Makes the arguments of a command line, which gets our refusals as one sentence."""
+        """Makes the arguments of a command line; a refusal of ours ends it in one sentence."""
         _or_exit(take_settings, dict(vars(args)))
         made: RaasServerArgs = super().from_cli_args(args)
         made._is_command_line = True

@@ -98,6 +98,21 @@ REFUSALS = (
         _is_set("enable_amd_monokernel"),
         "remove it: it runs decode steps past the attention backend",
     ),
+    Refusal(
+        "--debug-cuda-graph",
+        _is_set("debug_cuda_graph"),
+        "remove it: it runs each step with the rows of the graph that was captured last",
+    ),
+    Refusal(
+        "--enable-torch-compile",
+        _is_set("enable_torch_compile"),
+        "remove it: decode is not compiled, CUDA graphs are its fast path",
+    ),
+    Refusal(
+        "--enable-return-routed-experts",
+        _is_set("enable_return_routed_experts"),
+        "remove it: it keeps the experts of a token by its slot, which is reused in place",
+    ),
     Refusal("--nnodes", _above_one("nnodes"), "use the GPUs of one node"),
     Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
     Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),

@@ -6,7 +6,6 @@ happened. Remove when: SGLang lets plugins validate requests and add to `meta_in
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
@@ -18,6 +17,7 @@ from raas_patches.active import pool_tokens_of, required_config
 from raas_patches.output_streamer import REPORT_KEY
 from raas_patches.preference import with_preference
 from raas_patches.seam import Seam
+from raas_patches.sound_request import require_sound
 from raas_sglang.life.options import parse_options
 from raas_sglang.life.room import Room, fit_prompt
 
@@ -29,6 +29,9 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     """Before `_validate_one_request`: a `ValueError` here is the client's 400."""
     if not isinstance(obj, GenerateReqInput):
         return
+    if not isinstance(obj.sampling_params, dict):
+        kind = type(obj.sampling_params).__name__
+        raise ValueError(f"sampling_params must be an object for one input, got {kind}; send one")
     obj.sampling_params = with_preference(obj.sampling_params, self.preferred_sampling_params)
     params = {**(self.preferred_sampling_params or {}), **obj.sampling_params}
     limit = params.get("max_new_tokens", SamplingParams().max_new_tokens)
@@ -44,8 +47,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     assert options is not None, "only without a policy, where this is not hooked"
     if options.prompt_len is not None:
         _refuse_with_prompt_len(obj)
-    _refuse_unknown_tokens(input_ids, self.model_config.vocab_size)
-    _refuse_unknown_parameters(self, params, limit)
+    require_sound(self, obj, params, input_ids)
     room = Room(pool_tokens_of(self), get_schedule().page_size, self.context_len)
     cut_from = self.max_req_input_len if self.allow_auto_truncate else None
     fit_prompt(room, options, input_ids, length, limit, cut_from)
@@ -67,33 +69,6 @@ def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
         )
 
 
-def _refuse_unknown_parameters(
-    self: "TokenizerManager", params: dict[str, Any], max_new_tokens: Any
-) -> None:
-    """Raises a `ValueError` for what SGLang answers with a `TypeError`, so with a 500, or takes."""
-    if max_new_tokens is not None and not isinstance(max_new_tokens, Integral):
-        raise ValueError(
-            f"max_new_tokens must be an integer number of tokens, got {max_new_tokens!r}"
-        )
-    try:
-        sampling_params = self.sampling_params_class(**params)
-        sampling_params.normalize(self.tokenizer)
-        sampling_params.verify(self.model_config.vocab_size)
-    except TypeError as error:
-        raise ValueError(
-            f"sampling_params must have names and types that SGLang knows, got: {error}"
-        ) from error
-
-
-def _refuse_unknown_tokens(input_ids: list[int] | None, vocab_size: int) -> None:
-    """Raises a `ValueError` for tokens without an embedding; SGLang's scheduler ends of them."""
-    if input_ids and (min(input_ids) < 0 or max(input_ids) >= vocab_size):
-        raise ValueError(
-            f"input_ids must be tokens of the vocabulary (0 to {vocab_size - 1}), "
-            f"got {min(input_ids)} to {max(input_ids)}; use this model's tokenizer"
-        )
-
-
 def update_request_meta_info(
     original: Callable[..., None],
     self: "TokenizerManager",
@@ -103,7 +78,7 @@ def update_request_meta_info(
     index: int,
     finish_reason: dict[str, Any] | None,
 ) -> None:
-    """Around it: the report is as of this message; the rest adds up from each to the next."""
+    """Around it: the report is that of this message; SGLang joins the rest of all messages."""
     rest = {key: values for key, values in customized_info.items() if key != REPORT_KEY}
     original(self, meta_info, state, rest, index, finish_reason)
     meta_info.update(customized_info[REPORT_KEY][index])
@@ -116,7 +91,7 @@ def handle_abort_finish_reason(
     state: "ReqState",
     is_stream: bool,
 ) -> Awaitable[dict[str, Any] | None]:
-    """Around it: a stream of which nothing was sent is refused as an answer in one piece is.
+    """Around it: refuses a stream of which nothing was sent as an answer in one piece.
 
     SGLang would send a token that nobody generated.
     """
@@ -126,7 +101,7 @@ def handle_abort_finish_reason(
     return original(self, out, state, is_stream and not (is_bad and is_first))
 
 
-# Stands in the first response of a request, and only there.
+# Only the first response of a request has this key.
 _FIRST_SENT = "response_sent_to_client_ts"
 _PATH = "sglang.srt.managers.tokenizer_manager.TokenizerManager."
 SEAMS = (

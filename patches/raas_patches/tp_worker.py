@@ -1,9 +1,8 @@
 """`sglang.srt.managers.tp_worker`: samples for `--kv-trace-endpoint`; not hooked without it.
 
 Why: the eviction state is on the device, and only between two steps it is of one step. How: the
-worker has the pool and is called on the stream of the forward pass; of a request that ends, SGLang
-tells a worker that has a `prepare_for_kv_cache_release`. Remove when: SGLang lets plugins see the
-end of a step.
+worker has the pool and is called on the stream of the forward pass; `output_streamer` tells the
+ends of requests. Remove when: SGLang lets plugins see the end of a step.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.trace.sampler import TokenSampler, TracedRequest
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.tp_worker import TpModelWorker
 
 
@@ -31,16 +30,11 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
     ranks = get_parallel()
     replica = ranks.dp_rank or 0
     offset = replica * ranks.tp_size + ranks.tp_rank
-    buffers = self.model_runner.token_to_kv_pool.state.buffers
+    pool = self.model_runner.token_to_kv_pool
+    buffers = pool.state.buffers
     endpoint = endpoint_of_rank(config.kv_trace_endpoint, offset)
     publisher = TracePublisher(endpoint, buffers.births.nbytes + buffers.weights.nbytes)
-    self.token_sampler = TokenSampler(buffers, config, publisher, replica, ranks.tp_rank)
-
-    def prepare_for_kv_cache_release(req: "Req") -> None:
-        reason = req.finished_reason.to_json()["type"]
-        self.token_sampler.end(_traced(req, req.output_ids_through_stop), reason)
-
-    self.prepare_for_kv_cache_release = prepare_for_kv_cache_release
+    pool.token_sampler = TokenSampler(buffers, config, publisher, replica, ranks.tp_rank)
 
 
 def endpoint_of_rank(endpoint: str, offset: int) -> str:
@@ -53,13 +47,13 @@ def forward_batch_generation(
     _: Any, self: "TpModelWorker", batch: "ScheduleBatch | None", *args: Any, **kwargs: Any
 ) -> None:
     """After `forward_batch_generation`, on its stream: samples a decode step now and then."""
-    if batch is not None and batch.forward_mode.is_decode() and self.token_sampler.is_due():
-        requests = [_traced(req, req.output_ids) for req in batch.reqs]
-        self.token_sampler.sample(batch.req_pool_indices, requests)
-
-
-def _traced(req: "Req", output_ids: Any) -> TracedRequest:
-    return TracedRequest(req.rid, req.raas, req.origin_input_ids, output_ids)
+    sampler = self.model_runner.token_to_kv_pool.token_sampler
+    if batch is not None and batch.forward_mode.is_decode() and sampler.is_due():
+        requests = [
+            TracedRequest(req.rid, req.raas, req.origin_input_ids, req.output_ids)
+            for req in batch.reqs
+        ]
+        sampler.sample(batch.req_pool_indices, requests)
 
 
 _PATH = "sglang.srt.managers.tp_worker.TpModelWorker."

@@ -1,9 +1,9 @@
 """`sglang.srt.mem_cache.unified_radix_cache`: what the radix tree takes of a request.
 
-Why: the tree keeps what a request computed, so that others may share it. What a request overwrites
-in place must stay its own. How: SGLang says how far the tree may take, and frees the rest itself;
-of a request that overwrites that is the prompt. Remove when: SGLang asks a request how much of it
-the tree may take.
+Why: the tree keeps what a request computed, so that others may share it. A slot that a request
+overwrites in place must not be shared. How: SGLang passes the length that the tree may take, and
+frees the rest itself; for a request that overwrites, the hook passes the length of the prompt.
+Remove when: SGLang asks a request how much of it the tree may take.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def checkpoint(
     up_to: int,
     **kwargs: Any,
 ) -> None:
-    """Around it: `tree_purity`, and plans made with the old slots no longer hold."""
+    """Around it: keeps `tree_purity`, and notes that plans with the old slots no longer hold."""
     # The tree may exchange slots of the prompt for its own.
     pool_of(self.token_to_kv_pool_allocator).state.slots_changed()
     original(self, req, up_to=req.raas.shareable_len(up_to, req.finished()), **kwargs)

@@ -1,7 +1,7 @@
-"""Functions that RaaS takes for granted without calling them: what calls a hook, and when.
+"""Functions that RaaS relies on without calling them: what calls a hook, and when.
 
-A hook may still fit its target when the meaning of all around it has changed. These are the places
-where that happened, or would do the most harm: each lets a fingerprint say so.
+A hook may still fit its target when the code around it has changed its meaning. Here that happened
+before, or would do the most harm, so each of these functions has a fingerprint.
 """
 
 from raas_patches.seam import Reliance
@@ -66,7 +66,7 @@ WATCHED = (
         "hands keys and values to the backend",
     ),
 )
-# Only where FlashInfer runs: importing it takes seconds.
+# Checked only where FlashInfer runs: importing it takes seconds.
 WITH_FLASHINFER = (
     Reliance(_GRAPHS + "capture_one_shape", "calls `capture_tail_hooks` inside the graph"),
     Reliance(_FLASHINFER + "__init__", "allocates its plan, which we share between batch sizes"),

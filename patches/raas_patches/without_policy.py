@@ -1,6 +1,6 @@
 """`sglang.srt.managers.tokenizer_manager`: what a server without ``--kv-policy`` does differently.
 
-Why: a request that asks for a policy must not be served dense without a word. How: it is a 400;
+Why: a request that asks for a policy must not silently be served dense. How: it is a 400;
 nothing else about any request is looked at. Remove when: SGLang refuses unknown ``custom_params``.
 """
 

@@ -80,7 +80,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         if plan == self._planned and not in_capture:
             return
         self._planned = plan
-        # SGLang's name for what it tells FlashInfer of the plan of a graph.
+        # SGLang passes this attribute on to FlashInfer when it plans for a graph.
         self.disable_cuda_graph_kv_split = self._is_unsplit(batch_size)
         seen = self.with_resident_lens(forward_batch, lens)
         with self._plan():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class ReservingPrefillAdder(PrefillAdder):
     """SGLang's admission, which reserves prompt and budget of a bounded request in full."""
 
-    # While requests are chosen for preemption: what preempting each bounded one gives back.
+    # What preempting each bounded request gives back; filled only while requests are chosen for it.
     _held: Mapping["Req", int] = {}
 
     def _get_running_request_total_token_offset(self, req: "Req") -> float:

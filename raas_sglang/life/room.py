@@ -97,7 +97,7 @@ def fit_prompt(
     """
     problem = room.refusal(options, length, room.new_tokens(asked, length))
     if input_ids and cut_from is not None and options.prompt_len is None:
-        # The same of every policy, so that a cut prompt does not depend on it.
+        # Every policy cuts at the same token, so that the cut prompt does not depend on it.
         kept = options.budget if asked is None else min(asked, options.budget)
         most = min(room.usable, room.context_len - 2) - kept
         if most > 0 and (problem or length >= cut_from):

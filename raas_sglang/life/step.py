@@ -89,6 +89,6 @@ def _resume(batch: "ScheduleBatch", pool: RaasTokenToKVPool) -> None:
         # New tensors, since a step in flight may read the old ones.
         batch.seq_lens_cpu = logical
         batch.seq_lens = logical.to(batch.device, non_blocking=True)
-        # What came as input is counted there already.
+        # With `kv_prompt_len` the input has generated tokens, which `orig_seq_lens` counts already.
         lengths = batch.seq_lens.to(batch.orig_seq_lens.dtype)
         batch.orig_seq_lens = torch.maximum(batch.orig_seq_lens, lengths)

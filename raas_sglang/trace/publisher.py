@@ -14,8 +14,8 @@ from raas_sglang.trace.message import TOPIC, TraceBatch
 
 logger = logging.getLogger(__name__)
 
-# What a slow subscriber may lag behind, in messages and in bytes of the largest; further messages
-# are lost to it, not to the others.
+# A slow subscriber may lag so many messages behind, or so many bytes of the largest ones; it then
+# loses messages, and the others do not.
 _MOST_MESSAGES, _MOST_BYTES = 1000, 1 << 30
 
 

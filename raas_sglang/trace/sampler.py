@@ -191,7 +191,7 @@ class TokenSampler:
     def _start(self, slots: torch.Tensor, tokens: int, host: torch.Tensor) -> Copy:
         tables = [
             self.buffers.births[..., :tokens].index_select(1, slots),
-            # One buffer and one copy for both, so its bits.
+            # Its bits as int32, so that both tables share one buffer and one copy.
             self.buffers.weights.view(torch.int32)[..., :tokens].index_select(1, slots),
         ]
         source = torch.cat([table.flatten() for table in tables])

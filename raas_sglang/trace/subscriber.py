@@ -74,7 +74,7 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
         for event in batch.events:
             line = _line(event, before.get(event.rid))
             yield f"{sequence:>6} dp{rank[0]} tp{rank[1]} {line}"
-        # Who is not in the batch any more has ended, or begins anew.
+        # A request that is no longer in the batch has ended, or begins anew.
         seen[rank] = {event.rid: event for event in batch.events}
 
 

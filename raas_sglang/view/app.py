@@ -20,7 +20,7 @@ from raas_sglang.view.request import ViewedRequest
 PAGE = Path(__file__).parent / "page"
 # How often a page is told what is new.
 _TICK_S = 0.05
-# The page is from here, whatever a text says.
+# A browser loads and runs only files of this server, whatever a text holds.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",
     "Cache-Control": "no-store",

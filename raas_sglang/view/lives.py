@@ -34,7 +34,7 @@ class Lives:
 
     Attributes:
         tokens: Generated tokens that were stored at the newest sample.
-        back_at: Steps at which tokens were computed again after an interruption; what was given up
+        back_at: Steps at which tokens were computed again after a retraction; what was given up
             before, and is held again, counts as held all along.
     """
 

@@ -23,7 +23,7 @@ class TableChange(msgspec.Struct, array_like=True, frozen=True):
         layers: Y.
         heads: H, KV heads of this rank.
         gone: [2, *] int32. Head and generated token, for each that was given up.
-        back: [2, *] int32. Likewise, for each that was computed again after an interruption.
+        back: [2, *] int32. Likewise, for each that was computed again after a retraction.
         used: [*] int32. Tokens that a quarter or more of those heads used that hold them.
     """
 

@@ -13,7 +13,7 @@ from raas_sglang.view.uses import noted_uses
 
 # Requests whose progress is compared; more than run and end at any time.
 _MOST_KNOWN = 4096
-# SGLang's name of the requests by which it looks whether it is alive; nobody asked for them.
+# Prefix of the requests that SGLang sends itself to check its health; no client sent them.
 _HEALTH_CHECK = "HEALTH_CHECK"
 # A step in flight when a request is retracted is lost, so it may come back a few tokens shorter.
 _IN_FLIGHT = 8
@@ -66,7 +66,7 @@ class Tracker:
         events = {event.rid: event for event in batch.events}
         changes = []
         for rid in texts | events:
-            # Only rank 0 tells of new requests and of their texts.
+            # Only rank 0 sends new requests and their texts.
             found = self._known.get((replica, rid))
             if found is not None:
                 table = self._table(found.key, rank, events[rid]) if rid in events else None
@@ -176,7 +176,7 @@ def _differences(
     replaced = np.stack([old_heads, before[old_heads, old_places]])
     back = np.stack([heads[~fresh], births[~fresh]])
     if back.shape[1]:
-        # An interrupted request holds its newest tokens anew, in other places.
+        # A retracted request holds its newest tokens again, in other places.
         back, replaced = _without(back, replaced), _without(replaced, back)
     gone = np.concatenate([replaced, gone], axis=1)
     return gone.astype(TOKEN_DTYPE), back.astype(TOKEN_DTYPE)

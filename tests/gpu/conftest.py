@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from adapters import FLAGS as ADAPTERS
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.server import STRICT, LocalServer
 from raas_sglang.cpu import has_driver
@@ -49,6 +50,7 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         (*RAAS, *PAPER, *SMALL),
         {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"},
     ),
+    "adapter_server": ((*RAAS, *ADAPTERS, *EAGER_PREFILL), STRICT),
     "traced_server": ((*RAAS, *_traced(25557), *EAGER_PREFILL), STRICT),
     "tp_server": ((*RAAS, *_traced(25567), *TP), TWO_GPUS),
     "dp_server": ((*RAAS, "--dp-size", "2", *EAGER_PREFILL), TWO_GPUS),
@@ -130,6 +132,12 @@ def eager_server(fleet) -> Iterator[LocalServer]:
 def small_server(fleet) -> Iterator[LocalServer]:
     """RaaS in a pool of 144 tokens, where admission expects too little of dense requests."""
     yield from _running(fleet, "small_server")
+
+
+@pytest.fixture(scope="session")
+def adapter_server(fleet) -> Iterator[LocalServer]:
+    """RaaS that takes LoRA adapters."""
+    yield from _running(fleet, "adapter_server")
 
 
 @pytest.fixture(scope="session")

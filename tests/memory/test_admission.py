@@ -1,5 +1,7 @@
 """Admission, retraction and interruption where they are easiest to get wrong, in the simulation."""
 
+from types import SimpleNamespace
+
 import pytest
 from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
 
@@ -49,6 +51,26 @@ def test_an_interruption_beyond_the_pool_keeps_the_last_tokens(server_args, chun
     run(simulation)
     assert simulation.model.resumptions == 3
     assert simulation.counts["beyond"] == 1
+
+
+@pytest.mark.parametrize("chunk", [0, 16])
+def test_an_aborted_request_is_answered_with_all_that_it_has(server_args, chunk):
+    """While it waits, and between two chunks of its prompt, after it had generated."""
+    simulation, answered = Simulation(Settings(**SMALL), server_args), []
+    simulation.apply("arrive", **forever(1, "raas", 48, 400, private=30))
+    request = simulation.requests[1]
+    run(simulation, until=lambda: generated(simulation, 1) >= 60)
+    simulation.apply("pause")
+    if chunk:
+        run(simulation, until=lambda: simulation.scheduler.chunked_req is request, chunk=chunk)
+    simulation.scheduler.output_streamer = SimpleNamespace(
+        stream_output=lambda reqs, *_: answered.extend(each for each in reqs if each.finished())
+    )
+    simulation.apply("abort", number=1)
+    run(simulation)
+    assert answered == [request]
+    assert request.finished_reason.to_json()["type"] == "abort"
+    assert len(request.output_ids) >= 60
 
 
 def test_memory_runs_out_for_dense_neighbours_alone(server_args):

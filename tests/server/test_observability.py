@@ -15,10 +15,11 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.server import LocalServer
-from client import generate, post, problem, request, together, token_ids
+from client import events, generate, paused, post, problem, request, together, token_ids
 from conftest import trace_endpoint
 from raas_sglang.metrics import METRIC_NAMES
 from raas_sglang.trace import Received, listen, reused, token_table
+from raas_sglang.trace.message import TOKEN_DTYPE
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "monitoring" / "raas-dashboard.json"
 LOG_PART = re.compile(
@@ -268,3 +269,29 @@ def test_labels_are_sglangs(observed):
     }
     for name in METRIC_NAMES:
         assert labels[name] == labels["sglang:num_running_reqs"] | {"kv_policy"}
+
+
+def test_the_trace_tells_every_end(observed):
+    """Also of a request that is aborted while it waits, and of one that never decodes."""
+    server = observed.server
+    body = request(problem(6).prompt, "raas", 16, 12000, rid="retracted", **FOREVER)
+    stream = events(server, body)
+    while next(stream)["meta_info"]["evicted_tokens"] == 0:
+        pass
+    with paused(server, "retract"):
+        post(server, "/abort_request", {"rid": "retracted"})
+    *_, last = stream
+    generate(server, problem(6).prompt, "raas", 16, tokens=1, rid="short")
+    told: dict[str, list] = defaultdict(list)
+    began = time.monotonic()
+    while not told["short"] and time.monotonic() - began < 60:
+        time.sleep(0.2)
+        for received in list(observed.received):
+            for text in received.batch.requests:
+                if text.finished and text not in told[text.rid]:
+                    told[text.rid].append(text)
+    (retracted,), (short,) = told["retracted"], told["short"]
+    assert (retracted.finished, short.finished) == ("abort", "length")
+    ids = np.frombuffer(retracted.token_ids, TOKEN_DTYPE)[retracted.prompt_len :]
+    assert ids.tolist() == last["output_ids"]
+    assert retracted.logical_len == last["meta_info"]["logical_tokens"]

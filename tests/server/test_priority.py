@@ -1,4 +1,4 @@
-"""Priority scheduling, limits of what runs and waits, cut prompts, and no radix cache."""
+"""Priority scheduling, limits of what runs and waits, cut prompts, chunks without a radix cache."""
 
 import re
 import threading
@@ -20,6 +20,7 @@ from client import (
     post,
     problem,
     request,
+    together,
     token_ids,
 )
 from conftest import start_server
@@ -36,7 +37,7 @@ def priority_server() -> Iterator[LocalServer]:
     schedule = ("--enable-priority-scheduling", "--priority-scheduling-preemption-threshold", "0")
     few = ("--max-running-requests", "2", "--max-queued-requests", "1")
     more = ("--allow-auto-truncate", "--decode-log-interval", "1", "--disable-radix-cache")
-    more = (*more, "--enable-custom-logit-processor")
+    more = (*more, "--enable-custom-logit-processor", "--chunked-prefill-size", "64")
     with start_server(*flags, *schedule, *few, *more) as running:
         yield running
         assert running.is_alive(), running.log_end()
@@ -143,3 +144,22 @@ def saturated(server) -> int:
     """Tokens that the running requests have given up, from the last log line."""
     found = re.findall(r"#evicted token: (\d+)", server.log())
     return int(found[-1]) if found else 0
+
+
+@pytest.mark.parametrize("policy", EVICTING)
+def test_until_the_first_eviction_the_text_is_the_dense_one(priority_server, policy):
+    """And after it the same policy gives the same text again; in chunks, without a radix cache."""
+    ids = token_ids(priority_server, problem(40).prompt)  # 255 tokens
+
+    def ask(policy: str) -> dict:
+        answer = generate(priority_server, ids, policy, BUDGET, 100, **FOREVER)
+        assert_report(answer, policy, BUDGET)
+        return answer
+
+    first, second = together([lambda: ask(policy)] * 2)
+    dense = generate(priority_server, ids, "dense", tokens=100, **FOREVER)
+    # The step that takes the last of these in overwrites a token, and gives the next one.
+    until = BUDGET + 1
+    assert first["output_ids"][:until] == dense["output_ids"][:until]
+    assert first["output_ids"] == second["output_ids"]
+    assert first["meta_info"]["evicted_tokens"] >= 100 - BUDGET - 1

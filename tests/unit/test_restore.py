@@ -1,11 +1,18 @@
 """The budget of a retracted request, laid out again, against a window kept from the start."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from raas_kernels import EvictionBuffers, Policy
 from raas_kernels.layout import LONG_PERIOD
+from raas_sglang.config import RaasConfig
+from raas_sglang.life.options import RequestOptions
+from raas_sglang.life.request import RequestState
 from raas_sglang.life.restore import budget_layout, next_victims, restore_state
+from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.state import StateShape
 
 EVICTING = [policy for policy in Policy if policy is not Policy.DENSE]
 
@@ -54,3 +61,30 @@ def test_the_state_of_a_request_is_written_and_others_stay(policy):
     assert buffers.victims[:, 1].equal(torch.tensor(victims).int().expand(layers, heads, -1))
     for tensor in buffers.tensors().values():
         assert tensor[:, [0, 2]].eq(-7).all()
+
+
+def test_what_is_moved_was_prefilled(monkeypatch):
+    """The scheduler may be ahead of a prefill: SGLang does not always let it wait for all of it."""
+    prompt_len, budget, text_len = 3, 16, 30
+    pool = RaasTokenToKVPool(32, 1, torch.float32, 1, 8, 1, "cpu", False, enable_alt_stream=False)
+    rows = SimpleNamespace(req_to_token=torch.arange(32).repeat(2, 1))
+    shape = StateShape(1, 1, 1, 8, torch.float32)
+    pool.attach(RaasConfig("raas", budget), rows, shape, 0, torch.cpu.Stream())
+    request = RequestState(RequestOptions(Policy.RAAS, budget, evicts=True), prompt_len)
+    request.retract(text_len)
+    request.prefilled(prompt_len + budget)
+
+    def prefill_ends(stream):
+        assert stream is pool.forward_stream
+        first = text_len - budget
+        positions = [*range(prompt_len), *range(first, text_len)]
+        for cache in (pool.k_buffer[0], pool.v_buffer[0]):
+            cache[: len(positions)] = torch.tensor(positions).float()[:, None, None]
+
+    scheduler_stream = SimpleNamespace(wait_stream=prefill_ends)
+    monkeypatch.setattr(torch.cpu, "current_stream", lambda: scheduler_stream)
+    pool.resume(1, request)
+    kept = budget_layout(text_len - prompt_len, budget) + prompt_len
+    moved = pool.k_buffer[0][prompt_len : prompt_len + budget, 0, 0]
+    assert moved.equal(kept.float())
+    assert pool.state.buffers.value_norms[0, 1, 0, :budget].allclose(kept * 8**0.5)

@@ -1,8 +1,6 @@
 """Failing closed: a missing or changed seam, a wrong version, a plugin that was not loaded."""
 
-import os
 import pkgutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,14 +12,13 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 from sglang.srt.server_args import ServerArgs
 
 import raas_patches.seam
-from benchmarks.harness.server import CPU_FLAGS
+from conftest import refusal
 from raas_patches import installation, tested
 from raas_patches.engine import wait_for_scheduler_ready
 from raas_patches.fingerprint import fingerprint
 from raas_patches.seam import Seam
 from raas_patches.support import REFUSALS, refused_settings
 from raas_sglang.__main__ import main
-from reasoner import REASONER
 
 ROOT = Path(__file__).parents[2]
 EVERY = installation.ALWAYS + installation.WITH_POLICY + installation.WITH_TRACE + ("lang",)
@@ -169,6 +166,9 @@ def test_supported_settings_are_not_refused():
         ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
         ("--enable-streaming-session", {"enable_streaming_session": True}),
         ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
+        ("--enable-return-routed-experts", {"enable_return_routed_experts": True}),
+        ("--debug-cuda-graph", {"debug_cuda_graph": True}),
+        ("--enable-torch-compile", {"enable_torch_compile": True}),
         ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
         ("--pp-size", {"pp_size": 2}),
         ("--nnodes", {"nnodes": 2}),
@@ -188,9 +188,9 @@ def test_an_unsupported_variable_is_refused_however_sglang_lets_it_be_set(value,
 
 
 def test_every_refused_setting_exists_in_sglang():
-    for refusal in REFUSALS:
-        if refusal.flag.startswith("--"):
-            assert refusal.flag[2:].replace("-", "_") in ServerArgs.__struct_fields__, refusal.flag
+    for each in REFUSALS:
+        if each.flag.startswith("--"):
+            assert each.flag[2:].replace("-", "_") in ServerArgs.__struct_fields__, each.flag
 
 
 def test_check_prints_every_seam_and_exits_0(capsys):
@@ -210,30 +210,13 @@ def test_check_exits_1_and_names_what_changed(capsys, monkeypatch):
     assert "--kv-policy will refuse to start" in printed
 
 
-def launch(*flags, **environment):
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(REASONER)),
-            *(*CPU_FLAGS, *flags),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=300,
-        check=False,
-    )
-
-
 def test_without_the_plugin_the_flag_does_not_exist():
-    done = launch("--kv-policy", "raas", SGLANG_PLUGINS="none")
-    assert done.returncode != 0
-    assert "unrecognized arguments: --kv-policy raas" in done.stderr
+    said = refusal("--kv-policy", "raas", SGLANG_PLUGINS="none")
+    assert "unrecognized arguments: --kv-policy raas" in said
 
 
 def test_the_server_refuses_to_start_with_one_sentence():
-    done = launch("--kv-policy", "raas", "--enable-mixed-chunk")
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
+    *_, last = refusal("--kv-policy", "raas", "--enable-mixed-chunk").splitlines()
     assert last.startswith("error: --kv-policy does not work together with --enable-mixed-chunk; ")
 
 

@@ -1,6 +1,9 @@
 """The trace stream: what is sampled, packed and sent is what the eviction state held."""
 
+import itertools
+import os
 import socket
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -12,8 +15,16 @@ import zmq
 
 from raas_kernels import Policy
 from raas_patches.tp_worker import endpoint_of_rank
+from raas_sglang.__main__ import main
 from raas_sglang.config import RaasConfig
-from raas_sglang.trace import TokenTrace, TraceBatch, listen, reused, token_table
+from raas_sglang.trace import (
+    TokenTrace,
+    TraceBatch,
+    listen,
+    reused,
+    subscriber,
+    token_table,
+)
 from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.trace.sampler import TokenSampler
 from raas_sglang.trace.subscriber import Received, lines
@@ -174,6 +185,19 @@ def test_a_line_says_how_old_the_tokens_are(kept):
     sampler.sample(torch.tensor([1]), [request("a", 33)])
     (line,) = lines([Received(*kept.arrive())])
     assert line.endswith("given up - oldest 32 median age 16")
+
+
+def test_lines_go_as_far_as_somebody_reads_them(monkeypatch):
+    """As of `python -m raas_sglang trace ... | head -1`."""
+    monkeypatch.setattr(subscriber, "listen", lambda _: [])
+    monkeypatch.setattr(subscriber, "lines", lambda _: itertools.repeat("a line"))
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        thread = threading.Thread(target=lambda: (os.read(reader, 6), os.close(reader)))
+        thread.start()
+        assert main(["trace", "tcp://127.0.0.1:1"]) == 0
+        thread.join()
 
 
 def test_a_name_that_is_used_again_is_another_request(kept):

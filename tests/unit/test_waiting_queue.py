@@ -9,7 +9,7 @@ from sglang.srt.managers import scheduler as sglang_scheduler
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.scheduler import Scheduler
 
-from raas_patches.scheduler import abort_on_queued_limit, abort_request, poll_timeout_aborts
+from raas_patches.scheduler import abort_on_queued_limit, poll_timeout_aborts, send_abort_output
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +89,11 @@ def test_the_waiting_timeout_ends_new_requests_alone():
     assert rids(one) == ["a", "new", "b"]
 
 
-def test_a_request_that_is_aborted_while_it_waits_says_why():
-    one = scheduler(req("a", retractions=1), req("b"))
-    abort_request(one, AbortReq(rid="none"))
-    assert (rids(one), one.ended) == (["a", "b"], [])
-    waiting = one.waiting_queue
+def test_a_request_that_is_ended_says_why():
     reason = {"type": "abort", "message": "Request waiting timeout reached.", "status_code": 503}
-    abort_request(one, AbortReq(rid="b", finished_reason=reason))
-    abort_request(one, AbortReq(rid="a"))
-    assert (rids(one), one.ended) == ([], ["b", "a"])
-    ends = [(r.finished_reason.message, r.finished_reason.status_code) for r in waiting]
+    one, ended = scheduler(), [req("a"), req("b")]
+    for each, why in zip(ended, (None, reason), strict=True):
+        send_abort_output(None, one, AbortReq(rid=each.rid, finished_reason=why), each)
+    assert one.ended == ["a", "b"]
+    ends = [(r.finished_reason.message, r.finished_reason.status_code) for r in ended]
     assert ends == [("Abort in waiting queue", None), (reason["message"], 503)]

@@ -57,7 +57,7 @@ class Machine:
             SLOTS, 1, torch.float32, 1, DIM, 1, "cpu", False, enable_alt_stream=False
         )
         shape = StateShape(1, 1, 2, DIM, torch.float32)
-        self.pool.attach(RaasConfig("raas", 16), self.rows, shape, 0)
+        self.pool.attach(RaasConfig("raas", 16), self.rows, shape, 0, torch.cpu.Stream())
         self.pool.ops = torch_ops
         self.allocator = TokenToKVPoolAllocator(SLOTS, torch.float32, "cpu", self.pool, False)
         params = CacheInitParams(False, self.rows, self.allocator, 1)

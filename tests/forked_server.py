@@ -1,0 +1,94 @@
+"""Servers that start in seconds: forks of a process that has imported SGLang once.
+
+A start is mostly imports, in three processes. SGLang spawns them anew since CUDA cannot be forked;
+on the CPU engine nothing is in the way.
+"""
+
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from unittest.mock import patch
+
+from benchmarks.harness.server import STRICT, LocalServer
+from raas_sglang.cpu import cpu_environment
+from reasoner import reasoner_environment
+
+PRELOADED = (
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.models.registry",
+    "sglang.srt.dllm.algorithm",  # which each scheduler imports when it starts
+    "raas_patches.installation",
+)
+# What SGLang does not read while it is imported, when it is too late for a fork.
+READ_LATER = {*STRICT, "SGLANG_PLUGINS"}
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+class ForkedProcess:
+    """`sglang.launch_server` with the methods of `subprocess.Popen` that `LocalServer` uses."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+        _CONTEXT.set_forkserver_preload(list(PRELOADED))
+        with patch.dict(os.environ, reasoner_environment(cpu_environment())):
+            forkserver.ensure_running()
+        reader, self._writer = _CONTEXT.Pipe(duplex=False)
+        self._process = _CONTEXT.Process(target=_run, args=(arguments, environment, log, reader))
+        self._process.start()
+        reader.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float) -> None:
+        self._process.join(timeout_s)
+
+
+class ForkedServer(LocalServer):
+    """A `LocalServer` whose processes are forks."""
+
+    def _launch(self) -> ForkedProcess:
+        return ForkedProcess(self.command[3:], self.environment, self.log_path)
+
+
+def _run(arguments: list[str], environment: dict[str, str], log: Path, reader: Connection) -> None:
+    """Becomes the server, in a session of its own, until the other end of the pipe is closed."""
+    os.setsid()
+    threading.Thread(target=_kill_after_parent, args=(reader,), daemon=True).start()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    _require_read_later(environment)
+    os.environ |= environment
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.set_start_method = lambda *_, **__: None  # SGLang asks for "spawn"
+    gc.freeze()  # or each process looks through, and so copies, all that was imported
+    sys.argv[1:] = arguments
+    runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+
+
+def _require_read_later(environment: dict[str, str]) -> None:
+    differ = {name for name, _ in environment.items() - os.environ.items()} - READ_LATER
+    early = sorted(name for name in differ if name.startswith(("SGLANG_", "TRITON_")))
+    if early:
+        raise ValueError(
+            f"{', '.join(early)} must be set before SGLang is imported, for all that is known: use "
+            f"LocalServer, or add to READ_LATER what SGLang reads later"
+        )
+
+
+def _kill_after_parent(reader: Connection) -> None:
+    reader.poll(None)
+    os.killpg(0, signal.SIGKILL)
