@@ -1,25 +1,18 @@
-"""`sgl.Engine`s that start in a second: forks of a process that has imported SGLang once.
+"""`sgl.Engine`s that start in a second: forks of a process that has the hooks of RaaS in, too."""
 
-A start is mostly imports, in three processes. SGLang spawns them anew since CUDA cannot be forked;
-on the CPU engine nothing is in the way.
-"""
-
-import gc
 import multiprocessing
 import os
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.harness.server import STRICT
-from raas_sglang.cpu import cpu_environment
-from reasoner import reasoner_environment
+from forked_server import fork_context, let_sglang_fork
 
 TIMEOUT_S = 300
 FLAGS = {
@@ -28,13 +21,6 @@ FLAGS = {
     **{"max_total_tokens": 4000, "max_running_requests": 4},
 }
 RAAS_FLAGS = {"kv_policy": "raas", "kv_budget": 64}
-PRELOADED = [
-    "sglang.launch_server",
-    "sglang.srt.entrypoints.http_server",
-    "sglang.srt.models.registry",
-    "sglang.srt.dllm.algorithm",  # which each scheduler imports when it starts
-    "raas_patches.installation",
-]
 
 
 class Request(NamedTuple):
@@ -78,14 +64,9 @@ class ForkedEngines:
     """
 
     def __init__(self, with_raas: bool) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        # There is one in a run of pytest, and servers of the reasoner may be its forks as well.
-        with patch.dict(os.environ, reasoner_environment(cpu_environment())):
-            forkserver.ensure_running()
         self._with_raas = with_raas
         self._host = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_prepare, initargs=(with_raas,)
+            1, mp_context=fork_context(), initializer=_prepare, initargs=(with_raas,)
         )
 
     def ask(self, model_path: Path, batches: list[list[Request]]) -> list[list[Answer]]:
@@ -107,12 +88,11 @@ def _prepare(with_raas: bool) -> None:
     import torch
     from sglang.srt.models.registry import ModelRegistry, import_model_classes
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # The reasoner has a class of its own for Qwen2.
     ModelRegistry.models = import_model_classes("sglang.srt.models")
     ModelRegistry._default_models_loaded = True
     os.environ |= {**STRICT, "SGLANG_PLUGINS": "raas" if with_raas else "none"}
-    multiprocessing.set_start_method("fork", force=True)
-    multiprocessing.set_start_method = lambda *_, **__: None  # SGLang asks for "spawn"
     torch.compiler.set_stance("force_eager")  # or functions of some models take half a minute
     if with_raas:
         from sglang.srt.plugins import load_plugins
@@ -121,7 +101,13 @@ def _prepare(with_raas: bool) -> None:
 
         load_plugins()
         installation.require_seams()
-    gc.freeze()  # or each process looks through, and so copies, all that was imported
+    let_sglang_fork()
+
+
+def _end_with_parent() -> None:
+    """Or else it would wait for work when pytest was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _fork(model_path: Path, batches: list[list[Request]], with_raas: bool) -> list[list[Answer]]:
@@ -151,7 +137,9 @@ def _run(
     with_raas: bool,
 ) -> None:
     import sglang as sgl
+    from sglang.srt.utils import kill_itself_when_parent_died
 
+    kill_itself_when_parent_died()
     with log.open("wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

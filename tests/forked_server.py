@@ -32,15 +32,28 @@ READ_LATER = {*STRICT, "SGLANG_PLUGINS"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
+def fork_context() -> multiprocessing.context.ForkServerContext:
+    """The context whose processes have imported SGLang; there is one in a run of pytest."""
+    _CONTEXT.set_forkserver_preload(list(PRELOADED))
+    with patch.dict(os.environ, reasoner_environment(cpu_environment())):
+        forkserver.ensure_running()
+    return _CONTEXT
+
+
+def let_sglang_fork() -> None:
+    """In a fork: SGLang's processes are forks of it as well."""
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.set_start_method = lambda *_, **__: None  # SGLang asks for "spawn"
+    gc.freeze()  # or each process looks through, and so copies, all that was imported
+
+
 class ForkedProcess:
     """`sglang.launch_server` with the methods of `subprocess.Popen` that `LocalServer` uses."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], log: Path) -> None:
-        _CONTEXT.set_forkserver_preload(list(PRELOADED))
-        with patch.dict(os.environ, reasoner_environment(cpu_environment())):
-            forkserver.ensure_running()
-        reader, self._writer = _CONTEXT.Pipe(duplex=False)
-        self._process = _CONTEXT.Process(target=_run, args=(arguments, environment, log, reader))
+        context = fork_context()
+        reader, self._writer = context.Pipe(duplex=False)
+        self._process = context.Process(target=_run, args=(arguments, environment, log, reader))
         self._process.start()
         reader.close()
 
@@ -72,9 +85,7 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path, reader: C
     _require_read_later(environment)
     os.environ |= environment
     sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
-    multiprocessing.set_start_method("fork", force=True)
-    multiprocessing.set_start_method = lambda *_, **__: None  # SGLang asks for "spawn"
-    gc.freeze()  # or each process looks through, and so copies, all that was imported
+    let_sglang_fork()
     sys.argv[1:] = arguments
     runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
 
