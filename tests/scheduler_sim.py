@@ -17,11 +17,10 @@ from sglang.srt.managers.io_struct import AbortReq, PauseGenerationReqInput
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, InsertResult
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import process_model_config
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
@@ -34,6 +33,7 @@ from raas_patches.probe.loop import SchedulerLoop
 from raas_sglang.config import RaasConfig
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.state import StateShape
+from watched_tree import WatchedTree
 
 EOS, CONTEXT, PREFILL = 1, 1280, 512
 
@@ -54,28 +54,6 @@ class Settings(NamedTuple):
 _LAYER = SimpleNamespace(
     layer_id=0, tp_q_head_num=HEADS * GROUP, tp_k_head_num=HEADS, scaling=0.25, k_scale=None
 )
-
-
-class WatchedTree(UnifiedRadixCache):
-    """SGLang's tree, which remembers the text that each of its slots was given for."""
-
-    def __init__(self, params: CacheInitParams) -> None:
-        super().__init__(params)
-        self._given: dict[int, int] = {}
-
-    def insert(self, params: InsertParams) -> InsertResult:
-        result = super().insert(params)
-        names = hashes(params.key.token_ids[: len(params.key)])
-        slots = self.path_device_indices(result.last_device_node).tolist()
-        self._given.update(zip(slots, names, strict=True))
-        self._given = self.texts()
-        return result
-
-    def texts(self) -> dict[int, int]:
-        """The name of the text that each slot of the tree stands for."""
-        slots = self.all_values_flatten().tolist()
-        require(len(set(slots)) == len(slots), "conservation", "a slot is in the tree twice")
-        return {slot: self._given[slot] for slot in slots}
 
 
 class Simulation:

@@ -2,7 +2,6 @@
 
 import re
 import socket
-import urllib.error
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from raas_sglang.view.record import RecordWriter, Words, read_records
 from raas_sglang.view.server import WatchedServer
 from raas_sglang.view.tracker import Tracker
 from raas_sglang.view.uses import noted_uses
-from raas_sglang.view.words import Dictionary
 
 
 class Watched:
@@ -289,39 +287,6 @@ def test_the_page_answers_to_this_machine_alone_and_has_all_that_it_names():
 def test_the_page_fetches_nothing_from_elsewhere():
     for path in PAGE.iterdir():
         assert not re.search(r"://|[\"'(]//", path.read_text()), path
-
-
-TEXTS = {1: "a", 2: " b", 3: "\ufffd", 4: "\ufffd"}
-
-
-def decode(lists):
-    """Drops the first space, has a character of two tokens, and knows five tokens."""
-    found = []
-    for ids in lists:
-        if any(token > 5 for token in ids):
-            raise urllib.error.HTTPError("", 400, "", {}, None)
-        text = "".join(TEXTS.get(token, "?") for token in ids).replace("\ufffd\ufffd", "é")
-        found.append(text.removeprefix(" "))
-    return found
-
-
-def learned_words(token_ids):
-    """The words, once the dictionary has learned all that there is to learn."""
-    dictionary = Dictionary(decode)
-    for _ in range(1000):
-        if len(found := dictionary.words(token_ids, 0)) == len(token_ids):
-            return found
-        with dictionary._lock:
-            dictionary._lock.wait(0.01)
-    raise AssertionError(found)
-
-
-def test_words_are_as_they_stand_in_the_text():
-    assert learned_words([1, 2, 3, 4, 1]) == ["a", " b", "é", "", "a"]
-
-
-def test_a_token_beyond_the_vocabulary_shows_its_number():
-    assert learned_words([1, 999_999, 2]) == ["a", "⟨999999⟩", " b"]
 
 
 @pytest.mark.parametrize(
