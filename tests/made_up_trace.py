@@ -40,7 +40,7 @@ class MadeUpRequest:
             self.births[np.arange(len(self.births)), worth.argmin(1)] = self.step
         return self
 
-    def interrupt(self):
+    def retract(self):
         """Retracted and prefilled again: it holds its newest tokens, in their order."""
         newest = np.arange(max(0, self.step + 1 - self.budget), self.step + 1)
         self.births[:, : len(newest)] = newest

@@ -110,7 +110,7 @@ class ModelRequest:
         return self.names[: min(self.prompt_len, last)] + self.names[first:last]
 
     def kept(self, count: int) -> list[int]:
-        """Positions of prompt and budget, when it is interrupted after ``count`` tokens."""
+        """Positions of prompt and budget, when it is retracted after ``count`` tokens."""
         skipped = max(0, count - self.budget) if self.evicts else 0
         start, end = self.prompt_len + skipped, self.prompt_len + count
         return [*range(self.prompt_len), *range(start, end)]

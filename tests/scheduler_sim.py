@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     overlap: bool = True
     reserve: int = 24  # tokens that admission expects of a request: too few, so memory runs out
     radix: bool = True
-    preempt: bool = False  # priority scheduling: who is more urgent interrupts others
+    preempt: bool = False  # priority scheduling: who is more urgent retracts others
     triton: bool = False  # our kernels, interpreted: slow, and with tests of their own
 
 

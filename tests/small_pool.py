@@ -42,7 +42,7 @@ def assert_four_times_the_pool(small_server, server, length: int) -> None:
 
 
 def assert_dense_neighbours_give_way(small_server) -> None:
-    """Who does not fit waits, and only dense requests are interrupted."""
+    """Who does not fit waits, and only dense requests are retracted."""
     choices = [("raas", 32)] * 3 + [("dense", None)] * 2
     calls = [
         lambda index=index, choice=choice: generate(
@@ -57,7 +57,7 @@ def assert_dense_neighbours_give_way(small_server) -> None:
             assert answer["meta_info"]["num_retractions"] == 0
 
 
-def assert_interruption_beyond_the_pool(small_server, tokens: int) -> None:
+def assert_retraction_beyond_the_pool(small_server, tokens: int) -> None:
     """The boundary stays, the last 64 tokens stay, and the answer comes as long as asked for."""
     ids = prompt(small_server)
     last: dict = {}

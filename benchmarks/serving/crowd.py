@@ -28,7 +28,7 @@ class Outcome:
         ending: `finished`, `disconnected` or `aborted`.
         verdict: See `Entry.verdict`.
         tokens: Generated tokens that came.
-        interruptions: How often it was retracted for lack of memory.
+        retractions: How often it was retracted for lack of memory.
         began: `time.monotonic` when it was sent.
         ended: The same when its last token came.
     """
@@ -37,7 +37,7 @@ class Outcome:
     ending: str
     verdict: str
     tokens: int
-    interruptions: int
+    retractions: int
     began: float
     ended: float
 

@@ -76,7 +76,7 @@ def run_to_the_end(arm: Arm, args: argparse.Namespace, rows: RowFile, deadline: 
     counts = [info.get("completion_tokens", 0) for info in infos]
     finished = sum(count == args.output for count in counts)
     lines = decode_batches(arm.server.log())
-    interrupted = max(
+    retracted = max(
         sum(info.get("num_retractions", 0) for info in infos), retractions(arm.server.log())
     )
     peak = max((line.pool_tokens for line in lines), default=0)
@@ -85,7 +85,7 @@ def run_to_the_end(arm: Arm, args: argparse.Namespace, rows: RowFile, deadline: 
     config = {**config_of(args), "arm": arm.name}
     together = max((line.running for line in lines), default=0)
     rows.write("outputs that came to their end", [finished], "requests", config, tokens=sum(counts))
-    rows.write("interruptions", [interrupted], "requests", config)
+    rows.write("retractions", [retracted], "requests", config)
     rows.write(
         "most tokens in the pool",
         [peak],
@@ -104,7 +104,7 @@ def run_to_the_end(arm: Arm, args: argparse.Namespace, rows: RowFile, deadline: 
         f"all {args.requests} requests generate {args.output} tokens, {finished} did": (
             finished == args.requests
         ),
-        f"no request is retracted, {interrupted} were": not interrupted,
+        f"no request is retracted, {retracted} were": not retracted,
         f"all {args.requests} requests run together, {together} did": together == args.requests,
         f"the pool holds at most {bound} tokens, it held {peak}": 0 < peak <= bound,
     }
@@ -162,7 +162,7 @@ def run_in_steady_state(arm: Arm, args: argparse.Namespace, rows: RowFile, deadl
         {**config_of(args), "arm": arm.name},
         most=max(line.running for line in lines),
         pool_tokens=max(line.pool_tokens for line in lines),
-        interruptions=retractions(log),
+        retractions=retractions(log),
         tokens_per_s=statistics.median(line.tokens_per_s for line in lines),
         depths="uniform over the output",
         arithmetic={

@@ -161,17 +161,17 @@ def write(
     verdicts = Counter(f"{outcome.entry.policy}, {outcome.verdict}" for outcome in outcomes)
     wrong = [outcome for outcome in outcomes if outcome.verdict == "wrong"]
     # A request that was not retracted must answer in the same words.
-    moved = [o for o in outcomes if o.verdict == "right" and not o.interruptions]
-    lost = [o for o in outcomes if o.entry.policy != "dense" and o.interruptions]
+    moved = [o for o in outcomes if o.verdict == "right" and not o.retractions]
+    lost = [o for o in outcomes if o.entry.policy != "dense" and o.retractions]
     endings = Counter(outcome.ending for outcome in outcomes)
     answers = {"verdicts": verdicts, "endings": endings}
     rows.write("answers", [len(outcomes)], "requests", config, **answers)
     examples = [f"{o.entry.name}, {o.ending}" for o in wrong[:10]]
     rows.write("wrong answers", [len(wrong)], "requests", config, examples=examples)
-    rows.write("right answers in other words, never interrupted", [len(moved)], "requests", config)
-    rows.write("evicting requests interrupted", [len(lost)], "requests", config)
-    dense = sum(o.interruptions for o in outcomes if o.entry.policy == "dense")
-    rows.write("interruptions of dense requests", [dense], "interruptions", config)
+    rows.write("right answers in other words, never retracted", [len(moved)], "requests", config)
+    rows.write("evicting requests retracted", [len(lost)], "requests", config)
+    dense = sum(o.retractions for o in outcomes if o.entry.policy == "dense")
+    rows.write("retractions of dense requests", [dense], "retractions", config)
     rows.write("tokens in the pool after the end", [held], "tokens", config)
     begin, length = span[0], (span[1] - span[0]) / TENTHS
     speeds = [

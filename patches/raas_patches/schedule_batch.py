@@ -107,7 +107,7 @@ SEAMS = (
         ("self",),
         "decides what a retracted request is prefilled with",
         _UNTIL,
-        "tests/memory/test_admission.py::test_an_interruption_beyond_the_pool_keeps_the_last_tokens",
+        "tests/memory/test_admission.py::test_a_retraction_beyond_the_pool_keeps_the_last_tokens",
     ),
     Seam(
         _PATH + "Req.refresh_fill_ids",
@@ -116,7 +116,7 @@ SEAMS = (
         ("self",),
         "prefills a retracted request within its reservation",
         _UNTIL,
-        "tests/memory/test_admission.py::test_an_interruption_beyond_the_pool_keeps_the_last_tokens",
+        "tests/memory/test_admission.py::test_a_retraction_beyond_the_pool_keeps_the_last_tokens",
     ),
     Seam(
         _PATH + "Req._compute_max_prefix_len",

@@ -15,7 +15,7 @@ _HOST = "127.0.0.1"
 
 
 def view(args: argparse.Namespace) -> int:
-    """Serves the page until it is interrupted; returns the exit code."""
+    """Serves the page until Ctrl+C; returns the exit code."""
     if args.replay is not None and (args.server is not None or args.record is not None):
         print(
             "error: --replay must be used without --server and --record, since a recorded trace "

@@ -1,4 +1,4 @@
-"""Admission, retraction and interruption where they are easiest to get wrong, in the simulation."""
+"""Admission, reservation and retraction where they are easiest to get wrong, in the simulation."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def test_a_request_generates_eight_times_the_pool(server_args, policy):
 
 
 @pytest.mark.parametrize("chunk", [0, 16, 32])
-def test_an_interruption_beyond_the_pool_keeps_the_last_tokens(server_args, chunk):
+def test_a_retraction_beyond_the_pool_keeps_the_last_tokens(server_args, chunk):
     """The model knows which tokens are kept, where they stand in the text and what they hold."""
     simulation = Simulation(Settings(**SMALL), server_args)
     simulation.apply("arrive", **forever(1, "raas", 48, 400, private=30))
@@ -114,7 +114,7 @@ def test_a_request_that_can_never_fit_is_refused_and_blocks_nobody(server_args):
     assert simulation.counts["refused"] == 1
 
 
-def test_priority_interrupts_a_saturated_request(server_args):
+def test_priority_retracts_a_saturated_request(server_args):
     one = {**SMALL, "requests": 1, "reserve": 200, "preempt": True}
     simulation = Simulation(Settings(**one), server_args)
     simulation.apply("arrive", **forever(1, "raas", 64, 400, private=10), priority=0)
@@ -126,8 +126,8 @@ def test_priority_interrupts_a_saturated_request(server_args):
     assert not simulation.aborted
 
 
-def test_who_is_interrupted_comes_back_without_a_tree(server_args):
-    """There SGLang looks ahead for requests that ignore EOS, after it has interrupted others."""
+def test_who_is_retracted_comes_back_without_a_tree(server_args):
+    """There SGLang looks ahead for requests that ignore EOS, after it has retracted others."""
     settings = {**SMALL, "slots": 480, "requests": 3, "reserve": 24}
     simulation = Simulation(Settings(**settings, radix=False, preempt=True), server_args)
     simulation.apply("arrive", **forever(1, "dense", 16, 40, private=19), priority=1)

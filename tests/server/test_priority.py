@@ -43,8 +43,8 @@ def priority_server() -> Iterator[LocalServer]:
         assert running.is_alive(), running.log_end()
 
 
-def test_an_urgent_request_interrupts_a_saturated_one(priority_server):
-    """The interrupted one comes to its end all the same, with its budget."""
+def test_an_urgent_request_retracts_a_saturated_one(priority_server):
+    """The retracted one comes to its end all the same, with its budget."""
     answers: dict[int, dict] = {}
     order: list[int] = []
 
@@ -63,9 +63,9 @@ def test_an_urgent_request_interrupts_a_saturated_one(priority_server):
     for thread in patient:
         thread.join()
     assert order[0] == 2
-    interruptions = [answers[n]["meta_info"]["num_retractions"] for n in (0, 1, 2)]
-    assert sorted(interruptions[:2]) == [0, 1]
-    assert interruptions[2] == 0
+    retractions = [answers[n]["meta_info"]["num_retractions"] for n in (0, 1, 2)]
+    assert sorted(retractions[:2]) == [0, 1]
+    assert retractions[2] == 0
     for number, tokens in ((0, TOKENS), (1, TOKENS), (2, 40)):
         assert_report(answers[number], "raas", BUDGET)
         assert answers[number]["meta_info"]["completion_tokens"] == tokens

@@ -11,8 +11,8 @@ def test_who_does_not_fit_waits_and_dense_neighbours_give_way(small_server):
     small_pool.assert_dense_neighbours_give_way(small_server)
 
 
-def test_an_interruption_beyond_the_pool(small_server):
-    small_pool.assert_interruption_beyond_the_pool(small_server, tokens=2 * small_pool.POOL)
+def test_a_retraction_beyond_the_pool(small_server):
+    small_pool.assert_retraction_beyond_the_pool(small_server, tokens=2 * small_pool.POOL)
 
 
 def test_a_request_that_can_never_fit_is_a_400(small_server):

@@ -57,5 +57,5 @@ def test_multimodal_positions_move_alike():
     assert got.mrope_positions.tolist() == [[0, 7, 8]] * 3
 
 
-def test_uninterrupted_requests_are_left_alone():
+def test_requests_that_were_not_retracted_are_left_alone():
     assert positions_after([request(3, 0)], [2], [4, 5]).positions.tolist() == [4, 5]

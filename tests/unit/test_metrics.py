@@ -80,7 +80,7 @@ def test_counters_count_every_token_once_however_often_they_look(registry):
     assert value(registry, "evictions_total", "dense") == 0
 
 
-def test_an_interruption_counts_nothing_twice(registry):
+def test_a_retraction_counts_nothing_twice(registry):
     """While its prompt is prefilled again in chunks, a request has given up nothing yet."""
     metrics = EvictionMetrics(LABELS, list)
     request = state(Policy.RAAS, 10, 100)

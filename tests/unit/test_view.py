@@ -102,13 +102,13 @@ def test_a_life_says_when_each_head_gave_a_token_up():
     assert gone
 
 
-def test_a_request_that_was_interrupted_goes_on():
+def test_a_request_that_was_retracted_goes_on():
     watched, request = Watched(), MadeUpRequest("a")
     watched.take(sampled(request.advance(60)))
     other = MadeUpRequest("b")
     watched.take(sampled(other.advance(3)))
     assert watched.summary(0)["state"] == "waiting"
-    request.interrupt()
+    request.retract()
     watched.take(sampled(request.advance(4), other.advance(4)))
     assert watched.held(0, request.step) == levels(request.held, 6)
     assert watched.summary(0)["state"] == "running"
@@ -120,7 +120,7 @@ def test_a_retracted_request_may_have_lost_a_step():
     watched, request = Watched(), MadeUpRequest("a")
     watched.take(sampled(request.advance(40)))
     request.step -= 2
-    request.interrupt()
+    request.retract()
     watched.take(sampled(request))
     watched.take(sampled(request.advance(10)))
     assert watched.held(0, request.step) == levels(request.held, 6)

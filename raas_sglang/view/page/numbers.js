@@ -25,7 +25,7 @@ export function showNumbers(request) {
   const note = document.getElementById("note");
   note.hidden = request.back_at.length === 0;
   note.textContent =
-    `It was interrupted before step ${request.back_at.map(format).join(", ")}: its newest tokens were ` +
+    `It was retracted before step ${request.back_at.map(format).join(", ")}: its newest tokens were ` +
     "computed again, and count here as held all along.";
 }
 

@@ -11,7 +11,7 @@ from client import assert_chain_right, assert_report, generate, problem, togethe
 LONG = {"sampling_params": {"ignore_eos": True}}
 
 
-def test_interrupted_requests_keep_their_budgets_and_their_answers(retracting_server):
+def test_retracted_requests_keep_their_budgets_and_their_answers(retracting_server):
     asked = [problem(18, inputs=index) for index in range(6)]
     choices = [("raas", 256), ("dense", None), ("raas", 64), ("window", 64), ("h2o", 32)]
     choices.append(("raas-paper", 32))
@@ -29,8 +29,8 @@ def test_interrupted_requests_keep_their_budgets_and_their_answers(retracting_se
         assert_chain_right(one, answers[index * len(choices) + 1])
 
 
-def test_an_interrupted_window_is_the_window_it_was(retracting_server, server):
-    """The last L tokens survive an interruption, so the window policy cannot tell."""
+def test_a_retracted_window_is_the_window_it_was(retracting_server, server):
+    """The last L tokens survive a retraction, so the window policy cannot tell."""
     asked = problem(18)
     quiet = generate(server, asked.prompt, "window", 64, 300)
 
@@ -57,7 +57,7 @@ def test_one_of_two_equal_prompts_in_chunks_is_aborted(retracting_server):
 
 
 @pytest.mark.parametrize("start", [0, 255, -1])
-def test_log_probabilities_of_an_interrupted_request(retracting_server, start):
+def test_log_probabilities_of_a_retracted_request(retracting_server, start):
     """One for each token that was asked for, evicted and computed again or not."""
     asked = token_ids(retracting_server, problem(40).prompt)
     assert len(asked) == 255
@@ -75,7 +75,7 @@ def test_log_probabilities_of_an_interrupted_request(retracting_server, start):
 
 
 @pytest.mark.parametrize("kind", ["regex", "json_schema"])
-def test_a_grammar_outlives_an_interruption(retracting_server, kind):
+def test_a_grammar_outlives_a_retraction(retracting_server, kind):
     pattern = r"( v[0-9]+ =){60}"
     numbers = {"type": "array", "items": {"enum": [1, 22]}, "minItems": 40, "maxItems": 40}
     grammar = pattern if kind == "regex" else json.dumps(numbers)
