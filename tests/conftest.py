@@ -12,7 +12,7 @@ import raas_sglang.cpu
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.rows import RowFile
 from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer, free_port
-from forked_server import ForkedServer
+from forked_server import ForkedServer, environment_at_start
 from raas_sglang.cpu import cpu_environment, has_driver
 from reasoner import REASONER
 
@@ -59,7 +59,7 @@ def start_server(
     **environment: str,
 ) -> LocalServer:
     """Returns a server that is not started yet, with SGLang's strict checks on."""
-    settings = {**cpu_environment(page_size), **STRICT, **environment}
+    settings = {**environment_at_start(page_size), **STRICT, **environment}
     return kind([*FLAGS, "--page-size", str(page_size), *flags], settings, model_path)
 
 

@@ -30,14 +30,21 @@ PRELOADED = (
 # What SGLang does not read while it is imported, when it is too late for a fork.
 READ_LATER = {*STRICT, "SGLANG_PLUGINS"}
 _CONTEXT = multiprocessing.get_context("forkserver")
+_AT_START = dict(os.environ)  # SGLang's code, called by tests, adds to it
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:
     """The context whose processes have imported SGLang; there is one in a run of pytest."""
     _CONTEXT.set_forkserver_preload(list(PRELOADED))
-    with patch.dict(os.environ, reasoner_environment(cpu_environment())):
+    with patch.dict(os.environ, reasoner_environment(environment_at_start()), clear=True):
         forkserver.ensure_running()
     return _CONTEXT
+
+
+def environment_at_start(page_size: int = 1) -> dict[str, str]:
+    """The environment of a server on the CPU, without what tests left in that of this process."""
+    with patch.dict(os.environ, _AT_START, clear=True):
+        return cpu_environment(page_size)
 
 
 def let_sglang_fork() -> None:
