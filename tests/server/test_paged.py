@@ -23,11 +23,11 @@ def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
     asked = problem(6)
     policies = (*EVICTING, "dense")
     calls = [
-        lambda policy=policy: generate(paged_server, asked.prompt, policy, 32, 60)
+        lambda policy=policy: generate(paged_server, asked.prompt, policy, 32, 48)
         for policy in policies
     ]
     for policy, answer in zip(policies, together(calls), strict=True):
-        torch_answer = generate(server, asked.prompt, policy, 32, 60)
+        torch_answer = generate(server, asked.prompt, policy, 32, 48)
         assert answer["output_ids"] == torch_answer["output_ids"], policy
         assert_report(answer, policy, None if policy == "dense" else 32)
 
