@@ -104,6 +104,7 @@ class _Sender:
         if not self.has_begun:
             self.has_begun = True
             await self._send(self._head)
+            self._head = {}  # a stream that has ended may be held for a while
         await self._send({**message, "body": body})
 
 
