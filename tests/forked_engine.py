@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.harness.server import STRICT
-from forked_server import fork_context, let_sglang_fork
+from forked_server import fork_context, let_sglang_fork, write_to
 
 TIMEOUT_S = 300
 FLAGS = {
@@ -140,9 +140,7 @@ def _run(
     from sglang.srt.utils import kill_itself_when_parent_died
 
     kill_itself_when_parent_died()
-    with log.open("wb") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
+    write_to(log)
     record = model_path / "places.pickle"
     if with_raas:
         _record_places(record)

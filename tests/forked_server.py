@@ -8,14 +8,13 @@ import gc
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
-import threading
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
 
+from benchmarks.harness.guard import kill_after_parent
 from benchmarks.harness.server import STRICT, LocalServer
 from raas_sglang.cpu import cpu_environment
 from reasoner import reasoner_environment
@@ -54,6 +53,13 @@ def let_sglang_fork() -> None:
     gc.freeze()  # or each process looks through, and so copies, all that was imported
 
 
+def write_to(log: Path) -> None:
+    """Lets all that this process and its forks say go to a file."""
+    with log.open("ab") as file:
+        for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
+            os.dup2(file.fileno(), descriptor)
+
+
 class ForkedProcess:
     """`sglang.launch_server` with the methods of `subprocess.Popen` that `LocalServer` uses."""
 
@@ -85,10 +91,8 @@ class ForkedServer(LocalServer):
 def _run(arguments: list[str], environment: dict[str, str], log: Path, reader: Connection) -> None:
     """Becomes the server, in a session of its own, until the other end of the pipe is closed."""
     os.setsid()
-    threading.Thread(target=_kill_after_parent, args=(reader,), daemon=True).start()
-    file = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, sys.stdout.fileno())
-    os.dup2(file, sys.stderr.fileno())
+    kill_after_parent(reader.fileno())
+    write_to(log)
     _require_read_later(environment)
     os.environ |= environment
     sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
@@ -105,8 +109,3 @@ def _require_read_later(environment: dict[str, str]) -> None:
             f"{', '.join(early)} must be set before SGLang is imported, for all that is known: use "
             f"LocalServer, or add to READ_LATER what SGLang reads later"
         )
-
-
-def _kill_after_parent(reader: Connection) -> None:
-    reader.poll(None)
-    os.killpg(0, signal.SIGKILL)

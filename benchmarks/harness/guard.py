@@ -19,13 +19,17 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=kill_after_parent, daemon=True).start()
+    kill_after_parent(sys.stdin.fileno())
     return command.wait()
 
 
-def kill_after_parent() -> None:
-    """Waits for the end of whoever holds the other end of standard input."""
-    while os.read(sys.stdin.fileno(), 1):
+def kill_after_parent(pipe: int) -> None:
+    """Kills this process group once the other end of a pipe is closed."""
+    threading.Thread(target=_kill_after, args=(pipe,), daemon=True).start()
+
+
+def _kill_after(pipe: int) -> None:
+    while os.read(pipe, 1):
         pass
     os.killpg(0, signal.SIGKILL)
 
