@@ -1,6 +1,6 @@
 """Every comparison with the default runtime, one after the other on one GPU.
 
-    python -m benchmarks.campaign --out out/campaign     # at most 170 minutes
+    python -m benchmarks.campaign --out out/campaign     # at most 190 minutes
 
 A step is one benchmark with its arguments. Its rows are appended to the file of its kind in --out,
 and what it said stands in a log beside them. A step that came to its end, or used up its time, is
@@ -40,6 +40,12 @@ class Step(NamedTuple):
 
 STEPS = {
     "ops": Step("ops.eviction --shape 7B --budget 1024 --batch 1 64 256 --repeats 5", "ops", None),
+    "ops-fp8": Step(
+        "ops.eviction --shape 7B --budget 1024 --batch 1 64 256 --repeats 5 "
+        "--kv-cache-dtype fp8_e4m3",
+        "ops",
+        None,
+    ),
     "attention": Step("ops.attention --repeats 5", "ops", None),
     "decode": Step(
         f"serving.decode --arms default off raas --batches 64 16 1 {TOGETHER}", "decode", 300
@@ -70,6 +76,12 @@ STEPS = {
         "serving.throughput --arms raas --kv-budgets 512 2048 --outputs 32768 8192",
         "throughput",
         480,
+    ),
+    "throughput-fp8": Step(
+        "serving.throughput --arms default raas --kv-budgets 1024 --outputs 32768 8192 "
+        "'--server-flags=--kv-cache-dtype fp8_e4m3'",
+        "throughput",
+        900,
     ),
     "throughput-whole": Step(
         "serving.throughput --shape qwen2.5-1.5b --arms default raas --outputs 2048 "

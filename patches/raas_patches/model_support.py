@@ -32,7 +32,8 @@ PLAIN = {
 }
 # What all layers must have in common: one pool, one page table and one launch serve them all.
 EQUAL = ("tp_q_head_num", "tp_k_head_num", "tp_v_head_num", "qk_head_dim", "v_head_dim", "scaling")
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
+_FLOAT8_CAPABILITY = (8, 9)  # the first GPUs that convert it
 
 
 def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
@@ -50,14 +51,22 @@ def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
     if type(pool) is not RaasTokenToKVPool:
         raise RuntimeError(
             f"--kv-policy must run on a plain MHA KV cache, got {type(pool).__name__} for {name}; "
-            "MLA, sliding-window, linear-attention and quantised caches are not supported: "
+            "MLA, sliding-window, linear-attention and other caches are not supported: "
             "remove --kv-policy for this model"
         )
     if pool.dtype not in _DTYPES:
         raise RuntimeError(
-            f"--kv-policy must run on keys and values of bfloat16, float16 or float32, got "
-            f"{pool.dtype}, for which the checkpoint of {name} asks; use --kv-cache-dtype bfloat16"
+            f"--kv-policy must run on keys and values of bfloat16, float16, float32 or "
+            f"float8_e4m3fn, got {pool.dtype}, for which the checkpoint of {name} asks; use "
+            "--kv-cache-dtype bfloat16"
         )
+    if pool.dtype.itemsize == 1 and torch.device(pool.device).type == "cuda":
+        capability = torch.cuda.get_device_capability(pool.device)
+        if capability < _FLOAT8_CAPABILITY:
+            raise RuntimeError(
+                f"--kv-policy must run on keys and values of {pool.dtype} on GPUs of compute "
+                f"capability 8.9 or later, got {capability}; use --kv-cache-dtype bfloat16"
+            )
     layers = [module for module in model.modules() if isinstance(module, RadixAttention)]
     expected = range(pool.start_layer, pool.start_layer + pool.layer_num)
     problems = [*_unlike_plain(layers), *_unequal(layers), *_not_one_each(layers, expected)]

@@ -59,11 +59,6 @@ REFUSALS = (
         "use --kv-cache-dtype auto: on the CPU SGLang has fp8_e4m3 for intel_amx attention alone",
     ),
     Refusal(
-        "--kv-cache-dtype",
-        lambda chosen: chosen.kv_cache_dtype == FP8 and chosen.device != "cpu",
-        "use --kv-cache-dtype auto: eviction from a cache of fp8_e4m3 has not been tested on a GPU",
-    ),
-    Refusal(
         "--quantization-param-path",
         lambda chosen: chosen.kv_cache_dtype == FP8 and bool(chosen.quantization_param_path),
         "remove it: SGLang's attention does not multiply by the scales that its store divides by",

@@ -10,6 +10,7 @@ from adapters import FLAGS as ADAPTERS
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.server import STRICT, LocalServer
 from raas_sglang.cpu import has_driver
+from scaled_reasoner import scaled_reasoner
 
 # The pool is small; what is free of most of the memory is more than enough for each.
 FLAGS = (
@@ -27,6 +28,8 @@ TP = ("--tp-size", "2", "--disable-custom-all-reduce", *EAGER_PREFILL)
 PAPER = ("--kv-policy", "raas-paper")
 SMALL = ("--max-total-tokens", "144", "--chunked-prefill-size", "32", "--kv-max-budget", "128")
 SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
+SCALED = "the reasoner with scales"  # its folder, once it is made
+FLOAT8 = (*SAME_ATTENTION, "--model-path", SCALED, "--kv-cache-dtype", "fp8_e4m3")
 
 
 def _traced(port: int) -> tuple[str, ...]:
@@ -37,11 +40,13 @@ def _traced(port: int) -> tuple[str, ...]:
 # On a host that others share, NVLink multicast is better left alone, and NCCL will do.
 TWO_GPUS = {**STRICT, "NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 
-# Flags and environment of the server behind each fixture. The first two are compared in what they
+# Flags and environment of the server behind each fixture. The first four are compared in what they
 # read back from the device, which SGLang's strict checks do as well.
 SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "plain_server": (SAME_ATTENTION, {"SGLANG_PLUGINS": "none"}),
     "server": (RAAS, {}),
+    "plain_float8_server": (FLOAT8, {"SGLANG_PLUGINS": "none"}),
+    "float8_server": ((*RAAS, *FLOAT8), {}),
     "paged_server": ((*RAAS, "--page-size", "16", "--chunked-prefill-size", "256"), STRICT),
     "half_server": ((*RAAS, *HALF, "--disable-overlap-schedule"), STRICT),
     "deterministic_server": (DETERMINISTIC, STRICT),
@@ -64,18 +69,24 @@ def _started(server: LocalServer) -> LocalServer:
 
 
 def _asked_names(item: pytest.Item) -> list[object]:
-    """Fixtures of a test, and values of its parameters, which may name a server too."""
-    call = getattr(item, "callspec", None)
-    return [*item.fixturenames, *(call.params.values() if call else ())]
+    """Fixtures of a test, and values of its parameters, which may name servers too."""
+    call, names = getattr(item, "callspec", None), [*item.fixturenames]
+    for value in call.params.values() if call else ():
+        names += value if isinstance(value, tuple) else [value]
+    return names
 
 
 @pytest.fixture(scope="session")
-def fleet(request) -> Iterator[Fleet]:
+def fleet(request, tmp_path_factory) -> Iterator[Fleet]:
     """The servers that the selected tests ask for, all starting at the same time."""
     assert has_driver(), "libcuda must be where the linker looks for it, or SGLang's kernels fail"
     wanted = [name for item in request.session.items for name in _asked_names(item)]
+    scaled = str(scaled_reasoner(tmp_path_factory.mktemp("scaled")))
     servers = {
-        name: LocalServer([*FLAGS, *flags], {**os.environ, **environment})
+        name: LocalServer(
+            [*FLAGS, *(scaled if flag == SCALED else flag for flag in flags)],
+            {**os.environ, **environment},
+        )
         for name, (flags, environment) in SERVERS.items()
         if name in wanted
     }
@@ -102,6 +113,27 @@ def plain_server(fleet) -> Iterator[LocalServer]:
 def server(fleet) -> Iterator[LocalServer]:
     """RaaS as a user starts it: radix cache, overlap scheduling and CUDA graphs on."""
     yield from _running(fleet, "server")
+
+
+@pytest.fixture(scope="session")
+def float8_server(fleet) -> Iterator[LocalServer]:
+    """RaaS over a KV cache of float8 with the scales of a checkpoint."""
+    yield from _running(fleet, "float8_server")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[("server", "plain_server"), ("float8_server", "plain_float8_server")],
+    ids=["bf16", "fp8_e4m3"],
+)
+def pair(request, fleet) -> Iterator[tuple[LocalServer, LocalServer]]:
+    """RaaS, and SGLang without it, with the same KV cache and the same attention kernels."""
+    ours, plain = (fleet[name].result() for name in request.param)
+    assert loads_plugin(ours)
+    assert not loads_plugin(plain)
+    yield ours, plain
+    assert ours.is_alive(), ours.log_end()
+    assert plain.is_alive(), plain.log_end()
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +190,7 @@ def dp_server(fleet) -> Iterator[LocalServer]:
     yield from _running(fleet, "dp_server")
 
 
-@pytest.fixture(scope="session", params=["server", "paged_server", "half_server"])
+@pytest.fixture(scope="session", params=["server", "paged_server", "half_server", "float8_server"])
 def evicting_server(request, fleet) -> Iterator[LocalServer]:
     """RaaS in each of the ways that differ in what they do with memory."""
     yield from _running(fleet, request.param)

@@ -30,9 +30,10 @@ def ask(server, index, policy, budget, **extra):
     ("policy", "budget"),
     [("dense", None), *((policy, 1024) for policy in EVICTING)],
 )
-def test_dense_identity(server, plain_server, policy, budget, seed):
+def test_dense_identity(pair, policy, budget, seed):
     """One request at a time from an empty tree: both servers run the same kernels on it."""
-    for each in (server, plain_server):
+    server, plain_server = pair
+    for each in pair:
         flush_cache(each)
     ours = ask(server, seed, policy, budget, return_logprob=True)
     plain = ask(plain_server, seed, None, None, return_logprob=True)

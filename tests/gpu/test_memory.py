@@ -121,6 +121,36 @@ def test_float16_and_no_overlap(half_server):
             assert_report(answer, policy, budget)
 
 
+def test_a_quantised_cache_takes_half_of_the_memory(server, float8_server):
+    """With scales of the checkpoint, which another cache is refused for."""
+    sizes = []
+    for each, dtype in ((server, "auto"), (float8_server, "fp8_e4m3")):
+        info = settings(each)
+        assert info["kv_cache_dtype"] == dtype
+        assert info["max_total_num_tokens"] == 300000
+        sizes.append(info["internal_states"][0]["memory_usage"]["kvcache"])
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("policy", ["raas", "raas-paper", "h2o"])
+def test_what_matters_is_kept_of_a_quantised_cache(float8_server, policy):
+    """Most of each answer is kept, so it is nearly always that of the dense cache."""
+    asked = [problem(18, inputs=index) for index in range(20)]
+    calls = [
+        lambda one=one, choice=choice: generate(float8_server, one.prompt, *choice, 300)
+        for choice in (("dense", None), (policy, 208))
+        for one in asked
+    ]
+    answers = together(calls)
+    for answer in answers[20:]:
+        assert_report(answer, policy, 208)
+        assert answer["meta_info"]["evicted_tokens"] > 0
+    pairs = zip(answers[:20], answers[20:], strict=True)
+    assert sum(dense["text"] == ours["text"] for dense, ours in pairs) >= 18
+    right = [one.chain == a["text"].strip() for one, a in zip(asked, answers[:20], strict=True)]
+    assert sum(right) >= 15, "it reasons with float8 as well"
+
+
 @pytest.mark.parametrize("policy", ["raas", "raas-paper", "h2o"])
 def test_what_matters_is_kept(server, policy):
     """Most of a chain of 238 tokens is kept, so what is given up matters little."""

@@ -40,7 +40,8 @@ def read_backs(server, folder: Path, policy: str | None, budget: int | None) -> 
     ("policy", "budget"),
     [("raas", 16), ("raas", 1024), ("h2o", 64), ("window", 64), ("dense", None)],
 )
-def test_no_sync(server, plain_server, tmp_path, policy, budget):
+def test_no_sync(pair, tmp_path, policy, budget):
+    server, plain_server = pair
     plain = read_backs(plain_server, tmp_path / "plain", None, None)
     ours = read_backs(server, tmp_path / "ours", policy, budget)
     assert plain["Memcpy DtoH"] >= STEPS, "SGLang reads each step's tokens, so the trace shows it"

@@ -33,7 +33,7 @@ class SomeForCausalLM(torch.nn.Module):
 
 def pool(dtype=torch.bfloat16):
     made = RaasTokenToKVPool.__new__(RaasTokenToKVPool)
-    made.dtype, made.start_layer, made.layer_num = dtype, 0, LAYERS
+    made.dtype, made.start_layer, made.layer_num, made.device = dtype, 0, LAYERS, "cuda"
     return made
 
 
@@ -82,10 +82,18 @@ def test_a_kv_cache_that_is_not_plain_is_refused():
         require_model(SomeForCausalLM(), CONFIG, SimpleNamespace())
 
 
-def test_a_checkpoint_that_asks_for_a_quantised_cache_is_refused():
+def test_a_checkpoint_that_asks_for_another_quantised_cache_is_refused():
     """With ``--kv-cache-dtype auto`` SGLang takes what the checkpoint says."""
-    with pytest.raises(RuntimeError, match=r"float8_e4m3fn, .*use --kv-cache-dtype bfloat16"):
-        require_model(SomeForCausalLM(), CONFIG, pool(torch.float8_e4m3fn))
+    with pytest.raises(RuntimeError, match=r"float8_e5m2, .*use --kv-cache-dtype bfloat16"):
+        require_model(SomeForCausalLM(), CONFIG, pool(torch.float8_e5m2))
+
+
+def test_float8_needs_a_gpu_that_converts_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(RuntimeError, match=r"8.9 or later, got \(8, 0\); use --kv-cache-dtype"):
+        require_model(SomeForCausalLM(), CONFIG, pool(FLOAT8))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    require_model(SomeForCausalLM(), CONFIG, pool(FLOAT8))
 
 
 FLOAT8 = torch.float8_e4m3fn

@@ -158,6 +158,7 @@ GPU = {"device": "cuda", "attention_backend": "flashinfer"}
 def test_supported_settings_are_not_refused():
     assert refused_settings(arguments()) == []
     assert refused_settings(arguments(**GPU)) == []
+    assert refused_settings(arguments(**GPU, kv_cache_dtype="fp8_e4m3")) == []
 
 
 def test_scales_that_attention_does_not_know_are_refused():
@@ -179,7 +180,6 @@ def test_scales_that_attention_does_not_know_are_refused():
         ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
         ("--kv-cache-dtype", {"kv_cache_dtype": "mxfp8"}),
         ("--kv-cache-dtype", {"kv_cache_dtype": "nvfp4"}),
-        ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e4m3", **GPU}),
         ("--enable-page-major-kv-layout", {"enable_page_major_kv_layout": True}),
         ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
         ("--enable-streaming-session", {"enable_streaming_session": True}),
