@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Flags for a run whose outcome is kept."""
     parser.addoption("--row", type=Path, help="append what came out to this file, as a JSON line")
     parser.addoption("--commit", help="commit that is tested, where git is not at hand")
+    parser.addoption(
+        "--weights", type=Path, nargs="+", default=[], help="folders of models that are tested too"
+    )
 
 
 def pytest_terminal_summary(

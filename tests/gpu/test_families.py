@@ -1,12 +1,14 @@
 """Families of models on a GPU, with the kernels that SGLang has for them there alone.
 
-Shapes that people serve have dummy weights and few layers. Tiny models are compared with
-transformers', as on the CPU (`tests/server/test_families.py`), also of families that need a GPU.
+Shapes that people serve have dummy weights and few layers; `--weights FOLDER...` tests real models
+in the same way. Tiny models are compared with transformers', as on the CPU
+(`tests/server/test_families.py`), also of families that need a GPU.
 """
 
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,14 +64,25 @@ DUMMY = ("--load-format", "dummy")
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A pair of servers for each shape, and for each real model that is named."""
+    if "servers" in metafunc.fixturenames:
+        models: list[str | Path] = [*SHAPES, *metafunc.config.getoption("--weights")]
+        names = [Path(model).name for model in models]
+        metafunc.parametrize("servers", models, ids=names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def servers(request, tmp_path_factory):
     """SGLang without a plugin, and RaaS."""
-    path = tmp_path_factory.mktemp(request.param)
-    (path / "config.json").write_text(json.dumps(SHAPES[request.param]))
+    flags, path = list(FLAGS), request.param
+    if path in SHAPES:
+        path = tmp_path_factory.mktemp(path)
+        (path / "config.json").write_text(json.dumps(SHAPES[request.param]))
+        flags += DUMMY
     environment = {**os.environ, **STRICT}
-    plain = LocalServer([*FLAGS, *DUMMY], {**environment, "SGLANG_PLUGINS": "none"}, path)
-    ours = LocalServer([*FLAGS, *DUMMY, *RAAS], environment, path)
+    plain = LocalServer(flags, {**environment, "SGLANG_PLUGINS": "none"}, path)
+    ours = LocalServer([*flags, *RAAS], environment, path)
     try:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(LocalServer.start, (plain, ours)))
@@ -81,7 +94,13 @@ def servers(request, tmp_path_factory):
 
 
 def prompt(index: int) -> list[int]:
-    return [(index * 7919 + place * place * 31 + 5) % 100_000 for place in range(PROMPT)]
+    """Tokens that every vocabulary here has."""
+    return [(index * 7919 + place * place * 31 + 5) % 40_000 for place in range(PROMPT)]
+
+
+def ask(server, index: int, policy: str | None, budget: int | None, tokens: int, **extra) -> dict:
+    endless = {"ignore_eos": True}
+    return generate(server, prompt(index), policy, budget, tokens, sampling_params=endless, **extra)
 
 
 @pytest.mark.parametrize(("policy", "budget"), [("dense", None), ("raas", 512), ("raas", 256)])
@@ -91,7 +110,7 @@ def test_dense_identity(servers, policy, budget):
     answers = []
     for server, choice in ((plain, (None, None)), (ours, (policy, budget))):
         flush_cache(server)
-        answers.append(generate(server, prompt(0), *choice, tokens=400, return_logprob=True))
+        answers.append(ask(server, 0, *choice, tokens=400, return_logprob=True))
     same = 256 if budget == 256 else 400
     ids = [answer["output_ids"][:same] for answer in answers]
     logprobs = [answer["meta_info"]["output_token_logprobs"][:same] for answer in answers]
@@ -106,7 +125,7 @@ def test_more_is_generated_than_the_pool_holds(servers):
     choices = [EVICTING[index % len(EVICTING)] for index in range(RUNNING)]
     answers = together(
         [
-            lambda index=index, policy=policy: generate(ours, prompt(index), policy, BUDGET, TOKENS)
+            lambda index=index, policy=policy: ask(ours, index, policy, BUDGET, TOKENS)
             for index, policy in enumerate(choices)
         ]
     )
