@@ -1,6 +1,10 @@
 """The study on a CPU: decoding as transformers does it, and rules as naive loops choose."""
 
+import cmath
+import functools
+import math
 import os
+import statistics
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -108,7 +112,7 @@ def test_answers_that_end_make_room_and_change_no_other(folder):
 class Seen:
     """What a rule was shown of one head, step by step; ``at`` is layer, answer and KV head."""
 
-    def __init__(self, model, method, budget=BUDGET, at=(1, 1, 1)):
+    def __init__(self, model, method, budget=BUDGET, at=(1, 1, 1), prompts=PROMPTS):
         self.rule, self.budget, self.steps = make_rule(method), budget, []
         observe = self.rule.observe
 
@@ -135,7 +139,7 @@ class Seen:
 
         name = method.partition(":")[0]
         self.rule.observe = record
-        decode(model, self.rule, budget)
+        decode(model, self.rule, budget, prompts)
 
     def check(self, importance, every=1, floor=0.5):
         """Holds what is kept against a loop; ``importance`` takes the step and a token."""
@@ -187,6 +191,52 @@ def test_gap_keeps_what_comes_back(model, threshold, at):
         return -(step - last) / (longest + 1)
 
     seen.check(importance)
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (1, 0, 1)])
+def test_tri_attention_follows_the_distance(model, at):
+    """Of one answer alone, whose queries are then all that the rule has seen."""
+    seen = Seen(model, "tri-attention:furthest=8", at=at, prompts=PROMPTS[1:2])
+    frequencies = model.rotary.inv_freq.tolist()
+
+    def pairs(vector, position):
+        """Rotary pairs as complex numbers, turned back."""
+        half = len(frequencies)
+        return [
+            complex(vector[i], vector[i + half]) * cmath.exp(-1j * position * frequencies[i])
+            for i in range(half)
+        ]
+
+    def wanted(step, head, token):
+        length = len(PROMPTS[1])
+        queries = [
+            pairs(found["queries"][head], length + at)
+            for at, found in enumerate(seen.steps[: step + 1])
+        ]
+        total = 0.0
+        for i, key in enumerate(pairs(seen.steps[token]["key"], length + token)):
+            of_pair = [query[i] for query in queries]
+            mean = sum(of_pair) / len(of_pair)
+            for further in (1, 2, 4, 8):
+                turn = cmath.exp(1j * frequencies[i] * (step - token + further))
+                total += (mean * key.conjugate() * turn).real / 4
+            total += (sum(map(abs, of_pair)) / len(of_pair) - abs(mean)) * abs(key)
+        return total
+
+    @functools.cache
+    def scores(step):
+        found = {}
+        for head in range(len(seen.steps[0]["queries"])):
+            of_head = {token: wanted(step, head, token) for token in seen.steps[step]["kept"]}
+            mean, deviation = (
+                statistics.fmean(of_head.values()),
+                statistics.pstdev(of_head.values()),
+            )
+            for token, score in of_head.items():
+                found[token] = max(found.get(token, -math.inf), (score - mean) / deviation)
+        return found
+
+    seen.check(lambda step, token: scores(step)[token], every=4)
 
 
 def test_what_a_rule_cannot_do_is_said(model):

@@ -7,6 +7,7 @@ from benchmarks.accuracy.study.expected import Expected, ExpectedAttention, Expe
 from benchmarks.accuracy.study.gap import Gap
 from benchmarks.accuracy.study.rivals import RKV, SnapKV, Tova
 from benchmarks.accuracy.study.rule import Rule
+from benchmarks.accuracy.study.tri_attention import TriAttention
 
 RULES: dict[str, type[Rule]] = {
     "raas": Expected,
@@ -20,6 +21,7 @@ RULES: dict[str, type[Rule]] = {
     "snapkv": SnapKV,
     "r-kv": RKV,
     "expected-attention": ExpectedAttention,
+    "tri-attention": TriAttention,
 }
 
 
