@@ -21,6 +21,11 @@ _TEXTS = ("prompt", "text")
 def add_sample_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where samples go and what is kept of them."""
     parser.add_argument("--texts", choices=("all", "wrong", "none"), default="all")
+    add_file_flags(parser)
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where lines go and what they are of."""
     parser.add_argument("--commit", help="commit that is measured, where git is not at hand")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines to append to")
 
@@ -32,7 +37,7 @@ def about_run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *own_command()]),
         "commit": args.commit or commit_of_checkout(),
-        "first_seed": args.first_seed,
+        **({"first_seed": args.first_seed} if "first_seed" in args else {}),
         "model": f"{model}, {cache} KV cache" if cache else model,
     }
 

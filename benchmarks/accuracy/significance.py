@@ -1,4 +1,4 @@
-"""Intervals of shares, and tests of two methods on the same problems."""
+"""Intervals of shares, means of texts, and tests of two methods on the same problems."""
 
 import math
 from collections.abc import Sequence
@@ -30,3 +30,16 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, fl
     apart = only_first + only_second
     tail = sum(math.comb(apart, k) for k in range(min(only_first, only_second) + 1))
     return only_first, only_second, min(1.0, 2 * tail / 2**apart)
+
+
+def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Returns the mean over all tokens of all texts, and its standard error over texts.
+
+    Args:
+        sums: What each text adds up to.
+        counts: Its tokens.
+    """
+    total, n = sum(counts), len(counts)
+    mean = sum(sums) / total
+    squares = sum((x - mean * count) ** 2 for x, count in zip(sums, counts, strict=True))
+    return mean, math.sqrt(squares * n / (n - 1)) / total if n > 1 else math.inf

@@ -51,18 +51,25 @@ class Decoder:
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if is_cuda else None
 
-    @torch.inference_mode()
     def run(self, rule: Rule) -> list[list[int]]:
         """Returns the tokens of each answer; its end, where there is one, is its last."""
+        self.decode(rule)
+        ends = set(self.model.ends)
+        return [_until(row, ends) for row in self.output.tolist()]
+
+    @torch.inference_mode()
+    def decode(self, rule: Rule) -> None:
+        """Fills `output`, row by row of the prompts."""
         residents, rows = self.residents, len(self.answer)
         residents.reset()
         if rule.statistics:
             residents.want_statistics()
         rule.begin(residents)
         torch.arange(rows, out=self.answer)
-        self.token.copy_(self.prompts.first)
         self.output.fill_(-1)
-        self.output[:, 0] = self.token
+        self.output[:, 0] = self.prompts.first
+        self.step.fill_(-1)
+        self.token.copy_(self._first())
         self.has_ended.copy_(self._is_end(self.token))
         for step in range(self.steps - 1):
             self.step.fill_(step)
@@ -71,8 +78,6 @@ class Decoder:
             rule.observe(step, residents)
             if step % LOOK_EVERY == LOOK_EVERY - 1 and not self._drop_ended():
                 break
-        ends = set(self.model.ends)
-        return [_until(row, ends) for row in self.output.tolist()]
 
     def _drop_ended(self) -> int:
         """Moves the rows that go on to the front; returns how many there are."""
@@ -128,12 +133,27 @@ class Decoder:
                 parts and Statistics(*(x[i, :rows] for x in vars(parts).values())),
             )
             hidden = model.finish(layer, hidden, mixed.flatten(1, 2))
-        token.copy_(model.next_tokens(hidden))
         at = self.answer[:rows] * self.steps + self.step + 1
-        self.output.view(-1).scatter_(0, at, token)
+        token.copy_(self._next(hidden, at))
         ended |= self._is_end(token)
 
+    def _first(self) -> Tensor:
+        """Returns the token of each row that is fed first."""
+        return self.prompts.first
+
+    def _next(self, hidden: Tensor, at: Tensor) -> Tensor:
+        """Picks the token of each row that is fed next.
+
+        Args:
+            hidden: Of the last layer, [rows, hidden size].
+            at: int64 [rows], where in the flat `output` the model's choice belongs.
+        """
+        tokens = self.model.next_tokens(hidden)
+        self.output.view(-1).scatter_(0, at, tokens)
+        return tokens
+
     def _is_end(self, tokens: Tensor) -> Tensor:
+        """Tells which rows end with these tokens."""
         return (tokens[:, None] == self.ends).any(-1)
 
 

@@ -93,9 +93,13 @@ class Model:
         gate, up = linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, -1)
         return hidden + linear(silu(gate) * up, layer.down)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns the logits of the next tokens [..., vocabulary]."""
+        return linear(self._norm(hidden, self.final_norm), self.vocabulary)
+
     def next_tokens(self, hidden: Tensor) -> Tensor:
         """Returns the likeliest next tokens."""
-        return linear(self._norm(hidden, self.final_norm), self.vocabulary).argmax(-1)
+        return self.logits(hidden).argmax(-1)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, (x.shape[-1],), weight, self.eps)

@@ -13,11 +13,19 @@ def token_ids(
     """Returns the prompts of problems, as the chat route makes them of a data set's messages."""
     prompts = [task.prompt(index) for index in indices]
     if not isinstance(task, ReasonerTask):
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts
-        ]
-    chosen: list[list[int]] = tokenizer(prompts, add_special_tokens=False).input_ids
-    return chosen
+        prompts = [chat_prompt(tokenizer, prompt) for prompt in prompts]
+    return plain_ids(tokenizer, prompts)
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """Returns a user's message in the chat template, up to where the answer begins."""
+    prompt: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+    )
+    return prompt
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Returns the tokens of texts, with nothing added."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
+    return ids
