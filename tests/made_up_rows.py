@@ -80,6 +80,7 @@ class Rows:
             victims=victims,
             query_means=self.small(moments).float(),
             query_variances=self.integers(moments, 0, 9).float(),
+            key_means=self.small((*shape[:3], self.dim)).float(),
         )
         step_buffers = poisoned(StepBuffers.zeros(sizes, "cpu", self.dtype))
         scratch = poisoned(ScoreScratch.zeros(sizes, "cpu", self.dtype))

@@ -38,7 +38,7 @@ class Kept:
 
 def buffers():
     shape, unused = (LAYERS, SLOTS, HEADS, TOKENS), torch.empty(0)
-    names = ("value_norms", "victims", "query_means", "query_variances")
+    names = ("value_norms", "victims", "query_means", "query_variances", "key_means")
     return EvictionBuffers(
         births=torch.randint(0, 1000, shape, dtype=torch.int32),
         weights=torch.rand(shape),

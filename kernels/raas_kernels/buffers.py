@@ -76,6 +76,9 @@ class EvictionBuffers(Record):
     query_variances: torch.Tensor = tensor(
         "Y R Hq D", FLOAT, "store_decode", "Variance of each of their dimensions, likewise."
     )
+    key_means: torch.Tensor = tensor(
+        "Y R H D", FLOAT, "store_decode", "Mean of the row's recent keys, likewise."
+    )
 
 
 @record

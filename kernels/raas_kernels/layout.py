@@ -23,8 +23,8 @@ PAPER_PAGE = 16
 # Decode steps from one scoring of `raas` to the next. Each reads the keys of the whole budget, so
 # large budgets are scored less often; so many steps are few beside them.
 PERIOD, LONG_PERIOD, LONG_PERIOD_BUDGET = 4, 8, 512
-# Decode steps in which `raas` forgets a query by a factor of e.
-QUERY_MEMORY = 64
+# Decode steps in which `raas` forgets a query and a key by a factor of e.
+MEMORY = 64
 # Weight of the queries' variance beside their mean. 1 would be a Gaussian; what is looked up rarely
 # is looked up by queries far from the mean.
 SPREAD = 8.0

@@ -1,8 +1,9 @@
 """Scores the generated tokens of all due rows and chooses what they give up, in one launch.
 
 A score is a product of a key with a vector for each query head: for raas the mean of the recent
-queries, and with the squared key their variance; for raas-paper and h2o this step's query. Either
-way the keys of the budget are read once, which is the cost.
+queries, and with the squared key their variance; for raas-paper and h2o this step's query. For raas
+a key is taken from the mean key: what all keys share must not be squared. Either way the keys of
+the budget are read once, which is the cost.
 
 The programs are as many as a GPU runs at a time. Each takes one KV head of one row and layer after
 the other, and keeps its logits in scratch of its own until it has chosen.
@@ -124,6 +125,7 @@ def _score_tokens_kernel(
     victims_ptr,
     query_means_ptr,
     query_variances_ptr,
+    key_means_ptr,
     scaling,
     curvature,
     request_rows,
@@ -174,13 +176,17 @@ def _score_tokens_kernel(
             moments = owner * (HEADS * GROUP * HEAD_DIM) + of_query
             linear = tl.load(query_means_ptr + moments, mask=asked_dims, other=0.0)
             square = tl.load(query_variances_ptr + moments, mask=asked_dims, other=0.0)
+            means = (owner * HEADS + head) * HEAD_DIM + dims
+            origin = tl.load(key_means_ptr + means, mask=inside, other=0.0)
         else:
             queries = (layer * max_rows + row) * (HEADS * GROUP * HEAD_DIM) + of_query
             linear = tl.load(queries_ptr + queries, mask=asked_dims, other=0.0).to(tl.float32)
             square = tl.zeros((BLOCK_DIM, COLUMNS), tl.float32)
+            origin = tl.zeros((BLOCK_DIM,), tl.float32)
         if key_scales_ptr is not None:
             key_scale = tl.load(key_scales_ptr + layer)
             linear, square = linear * key_scale, square * key_scale * key_scale
+            origin /= key_scale
         linear = (linear * scaling).to(key_type)
         square = (square * curvature).to(square_type)
 
@@ -197,9 +203,9 @@ def _score_tokens_kernel(
             key = tl.load(
                 cache + slots[:, None] * stride_key_cache + dims[None, :], mask=mask, other=0.0
             )
-            logits = tl.dot(key.to(key_type), linear, input_precision="ieee")
-            wide = key.to(tl.float32)
-            squared = (wide * wide).to(square_type)
+            apart = key.to(tl.float32) - origin[None, :]
+            logits = tl.dot(apart.to(key_type), linear, input_precision="ieee")
+            squared = (apart * apart).to(square_type)
             logits = tl.dot(squared, square, logits, input_precision="ieee")
             here = (index - prompt_len)[:, None] * BLOCK_GROUP + columns[None, :]
             generated = (present & (index >= prompt_len))[:, None] & asked[None, :]

@@ -1,9 +1,10 @@
 """Store of one decode step: all that has to happen in each layer, and before its attention.
 
-Two warps per row and KV head. One moves the head's key and value; the other notes its queries,
-whose moments are read and written in float32. It waits for nothing but its slots, which
-`claim_slots` found. From Hopper on it is launched while the kernel before it ends, and lets
-attention do the same (programmatic dependent launch); each waits for the writes of the one before.
+Two warps per row and KV head. One moves the head's key and value; the other notes its queries.
+What raas knows of recent keys and queries is read and written in float32. It waits for nothing but
+its slots, which `claim_slots` found. From Hopper on it is launched while the kernel before it ends,
+and lets attention do the same (programmatic dependent launch); each waits for the writes of the one
+before.
 """
 
 import math
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from raas_kernels.buffers import EvictionBuffers, StepBuffers, require_rows
-from raas_kernels.layout import QUERY_MEMORY, UNSCALED, DecodeBatch, KVScales
+from raas_kernels.layout import MEMORY, UNSCALED, DecodeBatch, KVScales
 from raas_kernels.record import agreed
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
@@ -52,10 +53,10 @@ def store_decode(
         **step.pointers("targets", "places", "queries"),
         **batch.pointers("req_pool_indices", "positions"),
         **batch.requests.pointers("policies", "prompt_lens", "first_steps"),
-        **buffers.pointers("value_norms", "query_means", "query_variances"),
+        **buffers.pointers("value_norms", "query_means", "query_variances", "key_means"),
         k_scale=_rounded(scales.k_scale, k.dtype),
         v_scale=_rounded(scales.v_scale, v.dtype),
-        least_share=1 - math.exp(-1 / QUERY_MEMORY),
+        least_share=1 - math.exp(-1 / MEMORY),
         most=sizes["N"],
         stride_q=q.stride(0),
         stride_k=k.stride(0),
@@ -121,6 +122,7 @@ def _store_decode_kernel(
     value_norms_ptr,
     query_means_ptr,
     query_variances_ptr,
+    key_means_ptr,
     k_scale,  # None, for 1, is another kernel
     v_scale,
     least_share,
@@ -143,14 +145,23 @@ def _store_decode_kernel(
     head = tl.program_id(0) % HEADS
     row = tl.program_id(1).to(tl.int64)
     request = tl.load(req_pool_indices_ptr + row).to(tl.int64)
+    policy = tl.load(policies_ptr + row)
+    step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
+    seen = step - tl.load(first_steps_ptr + row) + 1  # tokens since the first, this one too
+    # Means are plain at first, and then forget. The first token has none before it.
+    share = tl.maximum(1.0 / tl.maximum(seen, 1).to(tl.float32), least_share)
     if tl.program_id(0) < HEADS:
         target = tl.load(targets_ptr + row * HEADS + head).to(tl.int64)
         place = tl.load(places_ptr + row * HEADS + head)
         offsets = tl.arange(0, BLOCK_DIM)
         inside = offsets < HEAD_DIM
         dims = head * HEAD_DIM + offsets
-        key = tl.load(k_ptr + row * stride_k + dims, mask=inside)
+        key = tl.load(k_ptr + row * stride_k + dims, mask=inside, other=0.0)
         value = tl.load(v_ptr + row * stride_v + dims, mask=inside, other=0.0)
+        if policy == RAAS:
+            here = request * (HEADS * HEAD_DIM) + dims
+            mean = tl.load(key_means_ptr + here, mask=inside & (seen > 1), other=0.0)
+            tl.store(key_means_ptr + here, mean + share * (key.to(tl.float32) - mean), mask=inside)
         if k_scale is not None:
             key = tl.div_rn(key.to(tl.float32), k_scale).to(key.dtype)
         if v_scale is not None:
@@ -162,20 +173,15 @@ def _store_decode_kernel(
         norm = tl.sqrt(tl.sum(wide * wide, axis=0))
         tl.store(value_norms_ptr + (request * HEADS + head) * most + place, norm, mask=place >= 0)
     else:
-        policy = tl.load(policies_ptr + row)
-        step = tl.load(positions_ptr + row).to(tl.int32) - tl.load(prompt_lens_ptr + row)
-        seen = step - tl.load(first_steps_ptr + row) + 1  # queries since the first, this one too
         members = tl.arange(0, BLOCK_QUERIES)
         present = members < GROUP * HEAD_DIM
         members += head * GROUP * HEAD_DIM
         query = tl.load(q_ptr + row * stride_q + members, mask=present, other=0.0)
         if policy == RAAS:
-            # A plain mean at first, then one that forgets. The first query has none before it.
             here = request * (HEADS * GROUP * HEAD_DIM) + members
             known = present & (seen > 1)
             mean = tl.load(query_means_ptr + here, mask=known, other=0.0)
             variance = tl.load(query_variances_ptr + here, mask=known, other=0.0)
-            share = tl.maximum(1.0 / tl.maximum(seen, 1).to(tl.float32), least_share)
             apart = query.to(tl.float32) - mean
             tl.store(query_means_ptr + here, mean + share * apart, mask=present)
             variance = (1.0 - share) * (variance + share * apart * apart)

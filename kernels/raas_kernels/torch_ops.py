@@ -8,8 +8,8 @@ import torch
 from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers
 from raas_kernels.layout import (
     AGEING,
+    MEMORY,
     PAPER_PAGE,
-    QUERY_MEMORY,
     SPREAD,
     UNSCALED,
     DecodeBatch,
@@ -74,18 +74,22 @@ def store_decode(
     buffers.value_norms[rows.slots[:, None], heads, step.places[rows.row].long()] = norms
     each_step = (rows.policies == Policy.RAAS_PAPER) | (rows.policies == Policy.H2O)
     step.queries[rows.row[each_step]] = q[rows.row[each_step]]
-    _note_queries(rows.where(rows.policies == Policy.RAAS), q, buffers)
+    _note_moments(rows.where(rows.policies == Policy.RAAS), q, k, buffers)
 
 
-def _note_queries(rows: "_Rows", q: torch.Tensor, buffers: EvictionBuffers) -> None:
+def _note_moments(
+    rows: "_Rows", q: torch.Tensor, k: torch.Tensor, buffers: EvictionBuffers
+) -> None:
     """Moves the moments of raas rows on: plain means at first, then ones that forget."""
     seen = (rows.step - rows.first_steps + 1)[:, None, None]
-    share = (1 / seen).clamp(min=1 - math.exp(-1 / QUERY_MEMORY))
+    share = (1 / seen).clamp(min=1 - math.exp(-1 / MEMORY))
     mean = torch.where(seen > 1, buffers.query_means[rows.slots], 0.0)
     variance = torch.where(seen > 1, buffers.query_variances[rows.slots], 0.0)
     apart = q[rows.row].float() - mean
     buffers.query_means[rows.slots] = mean + share * apart
     buffers.query_variances[rows.slots] = (1 - share) * (variance + share * apart.square())
+    mean = torch.where(seen > 1, buffers.key_means[rows.slots], 0.0)
+    buffers.key_means[rows.slots] = mean + share * (k[rows.row].float() - mean)
 
 
 def score_tokens(
@@ -164,9 +168,10 @@ def _raas_victims(
     """Gives up the least important tokens; ``key`` is [H, held, D]."""
     mean = state.query_means[row.slot].view(len(key), -1, key.shape[2])
     variance = state.query_variances[row.slot].view(len(key), -1, key.shape[2])
-    logits = mean @ key.transpose(1, 2) * options.scaling
+    apart = key - state.key_means[row.slot][:, None]
+    logits = mean @ apart.transpose(1, 2) * options.scaling
     curvature = 0.5 * SPREAD * options.scaling**2
-    logits = logits + variance @ key.square().transpose(1, 2) * curvature
+    logits = logits + variance @ apart.square().transpose(1, 2) * curvature
     age = (row.step + 1 - heads.births).float() / row.budget
     importance = logits.log_softmax(2).logsumexp(1) - AGEING * age
     importance = importance + heads.value_norms.clamp(min=1e-30).log()

@@ -23,13 +23,14 @@ class NaiveRaas(NaiveHead):
         self.seen = 0
         self.means: list[list[float]] = []
         self.squares: list[list[float]] = []
+        self.mean_key: list[float] = []
 
     def victim(self, step: int) -> int:
         """The next of those that were chosen together."""
         return self.places.pop(0)
 
     def attend(self, step: int, queries: Sequence[Vector]) -> None:
-        """Moves the mean of the queries and of their squares on: plain at first, then forgetful."""
+        """Moves the means of queries, their squares and keys on: plain at first, then forgetful."""
         self.seen += 1
         share = max(1 / self.seen, 1 - math.exp(-1 / _MEMORY))
         self.means = self.means or [[0.0] * len(query) for query in queries]
@@ -37,17 +38,20 @@ class NaiveRaas(NaiveHead):
         for mean, square, query in zip(self.means, self.squares, queries, strict=True):
             mean[:] = [m + share * (x - m) for m, x in zip(mean, query, strict=True)]
             square[:] = [s + share * (x * x - s) for s, x in zip(square, query, strict=True)]
+        (key,) = (token.key for token in self.tokens.values() if token.birth == step)
+        self.mean_key = self.mean_key or [0.0] * len(key)
+        self.mean_key = [m + share * (x - m) for m, x in zip(self.mean_key, key, strict=True)]
 
     def importance(self, step: int) -> dict[int, float]:
         """Logarithm of what the query heads expect of each token, its value's norm and its age."""
         shares = dict.fromkeys(self.tokens, -math.inf)
         for mean, square in zip(self.means, self.squares, strict=True):
             variance = [s - m * m for m, s in zip(mean, square, strict=True)]
-            logits = {
-                place: self.scaling * dot(mean, token.key)
-                + _SPREAD * self.scaling**2 / 2 * dot(variance, [x * x for x in token.key])
-                for place, token in self.tokens.items()
-            }
+            logits = {}
+            for place, token in self.tokens.items():
+                apart = [x - m for x, m in zip(token.key, self.mean_key, strict=True)]
+                bonus = self.scaling**2 / 2 * dot(variance, [x * x for x in apart])
+                logits[place] = self.scaling * dot(mean, apart) + _SPREAD * bonus
             total = _log_sum(logits.values())
             for place, logit in logits.items():
                 shares[place] = _log_sum([shares[place], logit - total])

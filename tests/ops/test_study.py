@@ -29,6 +29,7 @@ class Problem:
         self.where = torch.tensor([75, 0], device=device), torch.tensor([33, 70], device=device)
         self.mean = normal(layers, 2, 2, group, 64)
         self.half_variance = torch.rand(self.mean.shape, generator=generator).to(device)
+        self.origin = normal(layers, 2, 2, 64)
 
     def attend(self, of, step, is_wanted):
         device = self.q.device
@@ -41,7 +42,7 @@ class Problem:
 
     def expected(self, of, with_prompt, count):
         keys, prompt_keys = self.slots[0], self.prompts[0]
-        moments = self.mean, self.half_variance
+        moments = self.mean, self.half_variance, self.origin
         return of(*moments, keys, prompt_keys, self.where, count, with_prompt)
 
 

@@ -14,7 +14,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {
     **dict.fromkeys(("queries", "key_cache", "value_cache", "q", "k", "v"), "*bf16"),
     **dict.fromkeys(("logits", "scores", "weights", "value_norms"), "*fp32"),
-    **dict.fromkeys(("query_means", "query_variances"), "*fp32"),
+    **dict.fromkeys(("query_means", "query_variances", "key_means"), "*fp32"),
     **dict.fromkeys(("pointers", "positions", "req_pool_indices", "out_cache_loc"), "*i64"),
 }
 SCALARS = dict.fromkeys(("scaling", "curvature", "least_share"), "fp32")

@@ -101,7 +101,8 @@ def test_a_prompt_that_leaves_no_room_is_refused(folder):
 
 FLAGS = {"STATISTICS": True, "PROMPT": True}
 SIZES = {"HEADS": 2, "GROUP": 6, "D": 128, "BLOCK": 64, **FLAGS}
-COUNTS = ("prompt_tokens", "budget", "mean_stride", "slots_stride", "prompt_stride", "count")
+STRIDES = ("mean_stride", "origin_stride", "slots_stride", "prompt_stride")
+COUNTS = (*STRIDES, "prompt_tokens", "budget", "count")
 BRAINS = ("q", "out", "prompt_k", "prompt_v", "slots_k", "slots_v")
 INDICES = ("start", "length", "step")
 

@@ -8,6 +8,7 @@ import statistics
 import pytest
 import torch
 
+from benchmarks.accuracy.study.decoder import Decoder, prefill
 from benchmarks.accuracy.study.model import Model
 from benchmarks.accuracy.study.rules import make_rule
 from raas_sglang.policies import POLICIES
@@ -106,6 +107,23 @@ def test_gap_keeps_what_comes_back(model, threshold, at):
         return -(step - last) / (longest + 1)
 
     seen.check(importance)
+
+
+def test_a_shift_of_all_keys_changes_no_choice(model):
+    """What all keys share shifts all logits of a query alike, so it tells no two apart."""
+
+    def scores(method, shift):
+        decoder = Decoder(model, prefill(model, PROMPTS), BUDGET, STEPS)
+        rule = make_rule(method)
+        decoder.run(rule)
+        with torch.inference_mode():
+            decoder.residents.keys += shift
+            rule._key += shift * rule.centred  # they have been so all along
+            return rule.importance(STEPS - 1, decoder.residents)
+
+    torch.testing.assert_close(scores("raas", 0.5), scores("raas", 0), atol=1e-3, rtol=1e-3)
+    origin = "raas:centred=0"
+    assert not torch.allclose(scores(origin, 0.5), scores(origin, 0), atol=0.1)
 
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (1, 0, 1)])

@@ -94,6 +94,7 @@ def attend(
 def expected(
     mean: Tensor,
     half_variance: Tensor,
+    origin: Tensor,
     keys: Tensor,
     prompt_keys: Tensor,
     where: tuple[Tensor, Tensor],
@@ -107,6 +108,7 @@ def expected(
     Args:
         mean: float32 [layers, rows, H, G, D], mean query times the scale of logits.
         half_variance: The same for half of the variance, times the scale squared.
+        origin: float32 [layers, rows, H, D], what keys are taken from.
         keys: [layers, rows, H, L, D]; there may be more rows.
         prompt_keys: [layers, H, tokens, D].
         where: Start and length of each row's prompt.
@@ -119,9 +121,11 @@ def expected(
     if keys.is_cuda:
         from benchmarks.accuracy.study.kernels import expected_triton
 
-        return expected_triton(mean, half_variance, keys, prompt_keys, where, count, with_prompt)
+        moments = mean, half_variance, origin
+        return expected_triton(*moments, keys, prompt_keys, where, count, with_prompt)
 
     def score(key: Tensor, at: slice | int) -> Tensor:
+        key = key - origin[:, at, :, None]
         x = mean[:, at] @ key.transpose(-2, -1)
         return x + half_variance[:, at] @ key.square().transpose(-2, -1)
 

@@ -32,6 +32,8 @@ class Expected(Rule):
             turned on to the mean of so many positions to come.
         whole: Whether sums are over the prompt's keys too.
         best: Whether the group's best head counts alone, not all of them.
+        centred: Whether keys are taken from the mean of the recent keys: what all keys share shifts
+            all logits alike, and changes no attention.
     """
 
     every: int = 0
@@ -43,12 +45,14 @@ class Expected(Rule):
     ahead: int = 0
     whole: int = 0
     best: int = 0
+    centred: int = 1
 
     def begin(self, residents: Residents) -> None:
         self.every = self.every or Policy.RAAS.period(residents.budget)
         super().begin(residents)
         shape = residents.queries.shape[2:]
         self._mean, self._square = residents.track(*shape), residents.track(*shape)
+        self._key = residents.track(residents.model.heads, residents.model.size)
 
     def note(self, step: int, residents: Residents) -> None:
         super().note(step, residents)
@@ -59,6 +63,11 @@ class Expected(Rule):
             queries = turned(queries, cos, -sin)
         residents.live(self._mean).lerp_(queries, share)
         residents.live(self._square).lerp_(queries.square(), share)
+        if self.centred:
+            slot = residents.live(residents.slot)[..., None, None]
+            keys = residents.live(residents.keys)
+            key = keys.gather(3, slot.expand(*slot.shape[:-1], keys.shape[-1]))[..., 0, :]
+            residents.live(self._key).lerp_(key.float(), share)
 
     def importance(self, step: int, residents: Residents) -> Tensor:
         mean = residents.live(self._mean)
@@ -69,6 +78,7 @@ class Expected(Rule):
         found, lse = expected(
             mean * scale,
             variance * (0.5 * self.spread * scale**2),
+            residents.live(self._key),
             residents.keys,
             residents.prompts.keys,
             residents.where(),
@@ -104,6 +114,7 @@ class ExpectedAttention(Expected):
     linear: float = 0.0
     ahead: int = 512
     whole: int = 1
+    centred: int = 0
 
 
 @dataclass

@@ -37,6 +37,7 @@ def attend_triton(
 def expected_triton(
     mean: Tensor,
     half_variance: Tensor,
+    origin: Tensor,
     keys: Tensor,
     prompt_keys: Tensor,
     where: tuple[Tensor, Tensor],
@@ -48,9 +49,9 @@ def expected_triton(
     out, lse = mean.new_zeros(*mean.shape[:-1], keys.shape[3]), mean.new_empty(mean.shape[:-1])
     mean, half_variance = mean.contiguous(), half_variance.contiguous()
     expected_kernel[(rows * heads, layers)](
-        mean, half_variance, keys, prompt_keys, *where, out, lse,
-        mean.stride(0), keys.stride(0), prompt_keys.stride(0), prompt_keys.shape[2],
-        count, keys.shape[3], heads, group, size, EXPECTED_BLOCK, with_prompt,
+        mean, half_variance, origin, keys, prompt_keys, *where, out, lse,
+        mean.stride(0), origin.stride(0), keys.stride(0), prompt_keys.stride(0),
+        prompt_keys.shape[2], count, keys.shape[3], heads, group, size, EXPECTED_BLOCK, with_prompt,
     )  # fmt: skip
     return out, lse
 
@@ -120,8 +121,8 @@ def _over(
 
 @triton.jit
 def expected_kernel(
-    mean, half_variance, slots_k, prompt_k, start, length, out, lse,
-    mean_stride, slots_stride, prompt_stride, prompt_tokens, count, budget,
+    mean, half_variance, origin, slots_k, prompt_k, start, length, out, lse,
+    mean_stride, origin_stride, slots_stride, prompt_stride, prompt_tokens, count, budget,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
     PROMPT: tl.constexpr,
 ):  # fmt: skip
@@ -133,6 +134,7 @@ def expected_kernel(
     places = layer * mean_stride + (pid * GROUP + g[:, None]) * D + d[None]
     m = tl.load(mean + places, mask=is_head, other=0.0)
     v = tl.load(half_variance + places, mask=is_head, other=0.0)
+    from_here = tl.load(origin + layer * origin_stride + pid * D + d)
     line = (layer * tl.num_programs(0) + pid) * GROUP + g
     top = tl.full([GROUP_ROWS], -1e30, tl.float32)
     total = tl.zeros([GROUP_ROWS], tl.float32)
@@ -140,7 +142,7 @@ def expected_kernel(
     for j in range(0, count, BLOCK):
         at = j + tl.arange(0, BLOCK)
         here = (at < count)[None]
-        x = _expected(keys, at, count, m, v, D)
+        x = _expected(keys, at, count, m, v, from_here, D)
         tl.store(out + line[:, None] * budget + at[None], x, mask=is_head & here)
         top, total = _grown(top, total, tl.where(here, x, -float("inf")))
     if PROMPT:
@@ -149,16 +151,16 @@ def expected_kernel(
         keys = prompt_k + layer * prompt_stride + first * D
         for j in range(0, n, BLOCK):
             at = j + tl.arange(0, BLOCK)
-            x = _expected(keys, at, n, m, v, D)
+            x = _expected(keys, at, n, m, v, from_here, D)
             top, total = _grown(top, total, tl.where((at < n)[None], x, -float("inf")))
     tl.store(lse + line, top + tl.log(total), mask=g < GROUP)
 
 
 @triton.jit
-def _expected(keys, at, count, mean, half_variance, D: tl.constexpr):
+def _expected(keys, at, count, mean, half_variance, origin, D: tl.constexpr):
     d = tl.arange(0, D)
     key = tl.load(keys + at[:, None] * D + d[None], mask=(at < count)[:, None], other=0.0)
-    key = key.to(tl.float32)
+    key = key.to(tl.float32) - origin[None]
     return tl.dot(mean, tl.trans(key)) + tl.dot(half_variance, tl.trans(key * key))
 
 
