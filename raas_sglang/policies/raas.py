@@ -85,7 +85,7 @@ POLICY = PolicyInfo(
     Policy.RAAS,
     "Keeps the newest L/4 generated tokens, and of the older ones the milestones that queries "
     "like the recent ones are expected to use.",
-    "mean and variance of the recent queries, and the norm of each value",
+    "mean and variance of the recent queries, the mean of the recent keys, the norm of each value",
     "RaaS's budget and milestones (arXiv 2502.11147); the score is close to Expected Attention "
     "(arXiv 2510.00636), learned as the request goes",
     NaiveRaas,
