@@ -5,20 +5,24 @@ pool holds. A prompt close to the pool's size is left with no token to generate,
 for memory. And a retracted request goes back to the queue of those that never ran: the limits of
 that queue end it, though it had been admitted; and a request that SGLang ends there, or between two
 chunks of a prompt, is answered without prompt length, report and the tokens that were not sent yet.
-How: admission reserves what a bounded request can hold, only the context length limits its tokens,
-and whatever can never be admitted is refused. The server's process has refused most of that
-already; only here are the tokens of a session and of images known. The limits of the queue see new
-requests alone, and whatever is ended is answered as one that runs. Remove when: SGLang asks a
-request how many slots it may take, and keeps retracted requests apart from new ones.
+And a hierarchical cache that started without a storage backend can be given one later. How:
+admission reserves what a bounded request can hold, only the context length limits its tokens, and
+whatever can never be admitted is refused. The server's process has refused most of that already;
+only here are the tokens of a session and of images known. The limits of the queue see new requests
+alone, whatever is ended is answered as one that runs, and no storage backend is attached. Remove
+when: SGLang asks a request how many slots it may take, and keeps retracted requests apart from new
+ones; and when storage backends are tested.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.managers.io_struct import AttachHiCacheStorageReqOutput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.plugins.hook_registry import HookType
 
 from raas_patches.seam import Seam
+from raas_patches.support import HOST_ALONE
 from raas_sglang.life.admission import ReservingPrefillAdder
 from raas_sglang.life.reservation import is_bounded
 from raas_sglang.life.room import Room
@@ -81,6 +85,12 @@ def poll_timeout_aborts(
 ) -> list["AbortReq"]:
     """Around `_poll_timeout_aborts`: a retracted request waits as long as it must."""
     return list(_among_new(original, self))
+
+
+def attach_hicache_storage_wrapped(*_: Any) -> AttachHiCacheStorageReqOutput:
+    """Around `attach_hicache_storage_wrapped`: refuses what is refused when the server starts."""
+    message = f"no storage backend can be attached with --kv-policy: {HOST_ALONE}"
+    return AttachHiCacheStorageReqOutput(success=False, message=message)
 
 
 def _among_new(original: Callable[..., Any], scheduler: "Scheduler", *args: Any) -> Any:
@@ -148,5 +158,14 @@ SEAMS = (
         "lets a retracted request wait for memory",
         _TELLS,
         "tests/unit/test_waiting_queue.py::test_the_waiting_timeout_ends_new_requests_alone",
+    ),
+    Seam(
+        _PATH + "attach_hicache_storage_wrapped",
+        HookType.AROUND,
+        attach_hicache_storage_wrapped,
+        ("self", "recv_req"),
+        "refuses a storage backend that is attached to a running server",
+        "storage backends are tested",
+        "tests/unit/test_seams.py::test_no_storage_backend_can_be_attached_later",
     ),
 )

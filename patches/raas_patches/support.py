@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 FP8 = "fp8_e4m3"
+HOST_ALONE = "--enable-hierarchical-cache is supported with the host's memory alone"
 
 
 class Refusal(NamedTuple):
@@ -73,7 +74,16 @@ REFUSALS = (
     Refusal("--enable-streaming-session", _is_set("enable_streaming_session"), "remove it"),
     Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),
     Refusal("--strip-thinking-cache", _is_set("strip_thinking_cache"), "remove it"),
-    Refusal("--enable-hierarchical-cache", _is_set("enable_hierarchical_cache"), "remove it"),
+    Refusal(
+        "--enable-hierarchical-cache",
+        lambda chosen: chosen.enable_hierarchical_cache and chosen.device == "cpu",
+        "remove it: it copies between a GPU and its host",
+    ),
+    Refusal(
+        "--hicache-storage-backend",
+        _is_set("hicache_storage_backend"),
+        f"remove it: {HOST_ALONE}",
+    ),
     Refusal("--enable-kv-cache-sharding", _is_set("enable_kv_cache_sharding"), "remove it"),
     Refusal(
         "--enable-unified-cache-external-linker",

@@ -12,6 +12,7 @@ _COMMON = "sglang.srt.mem_cache.common."
 _RESULTS = (
     "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor."
 )
+_CONTROLLER = "sglang.srt.managers.cache_controller.HiCacheController."
 _GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner."
 _FLASHINFER = "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper."
 
@@ -55,6 +56,13 @@ WATCHED = (
     Reliance(
         _RESULTS + "_prepare_kv_cache_release",
         "calls `prepare_for_kv_cache_release` of a worker that has one",
+    ),
+    Reliance(
+        _CONTROLLER + "start_loading",
+        "loads into slots once a step in flight has left them, which overwrites any of its row",
+    ),
+    Reliance(
+        _CONTROLLER + "start_writing", "copies slots of the tree once the step that fills them ran"
     ),
     Reliance(_SCHEDULER + "event_loop_overlap", "has one step in flight when a result is read"),
     Reliance(

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+import hicache
 from adapters import FLAGS as ADAPTERS
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.server import STRICT, LocalServer
@@ -28,6 +29,8 @@ TP = ("--tp-size", "2", "--disable-custom-all-reduce", *EAGER_PREFILL)
 PAPER = ("--kv-policy", "raas-paper")
 SMALL = ("--max-total-tokens", "144", "--chunked-prefill-size", "32", "--kv-max-budget", "128")
 SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
+# Each layer is loaded from the host late: what does not wait for it reads something else.
+LATE = {**STRICT, "SGLANG_TEST_HICACHE_H2D_DELAY_CYCLES": "20000000"}
 SCALED = "the reasoner with scales"  # its folder, once it is made
 FLOAT8 = (*SAME_ATTENTION, "--model-path", SCALED, "--kv-cache-dtype", "fp8_e4m3")
 
@@ -56,6 +59,11 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         {**STRICT, "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"},
     ),
     "adapter_server": ((*RAAS, *ADAPTERS, *EAGER_PREFILL), STRICT),
+    "hicache_server": ((*DETERMINISTIC, *hicache.FLAGS, "--page-size", "16"), LATE),
+    "write_back_server": (
+        (*RAAS, *hicache.FLAGS, *hicache.WRITE_BACK, *hicache.ONE_BY_ONE, "--page-size", "1"),
+        LATE,
+    ),
     "traced_server": ((*RAAS, *_traced(25557), *EAGER_PREFILL), STRICT),
     "tp_server": ((*RAAS, *_traced(25567), *TP), TWO_GPUS),
     "dp_server": ((*RAAS, "--dp-size", "2", *EAGER_PREFILL), TWO_GPUS),
@@ -170,6 +178,24 @@ def small_server(fleet) -> Iterator[LocalServer]:
 def adapter_server(fleet) -> Iterator[LocalServer]:
     """RaaS that takes LoRA adapters."""
     yield from _running(fleet, "adapter_server")
+
+
+@pytest.fixture(scope="session")
+def hicache_server(fleet) -> Iterator[LocalServer]:
+    """RaaS with a hierarchical cache that copies what is prefilled to the host at once."""
+    yield from _running(fleet, "hicache_server")
+
+
+@pytest.fixture(scope="session")
+def write_back_server(fleet) -> Iterator[LocalServer]:
+    """RaaS with a hierarchical cache that copies what is evicted; the most urgent request runs."""
+    yield from _running(fleet, "write_back_server")
+
+
+@pytest.fixture(scope="session", params=["hicache_server", "write_back_server"])
+def tiered_server(request, fleet) -> Iterator[LocalServer]:
+    """RaaS with each of the two hierarchical caches."""
+    yield from _running(fleet, request.param)
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,19 @@
 import pkgutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
+from sglang.srt.managers.io_struct import AttachHiCacheStorageReqInput
+from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache import allocation
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 from sglang.srt.server_args import ServerArgs
 
 import raas_patches.seam
 from conftest import refusal
-from raas_patches import installation, tested
+from raas_patches import installation, scheduler, tested
 from raas_patches.engine import wait_for_scheduler_ready
 from raas_patches.fingerprint import fingerprint
 from raas_patches.seam import Seam
@@ -159,6 +161,9 @@ def test_supported_settings_are_not_refused():
     assert refused_settings(arguments()) == []
     assert refused_settings(arguments(**GPU)) == []
     assert refused_settings(arguments(**GPU, kv_cache_dtype="fp8_e4m3")) == []
+    for policy in ("write_through", "write_through_selective", "write_back"):
+        chosen = {"enable_hierarchical_cache": True, "hicache_write_policy": policy}
+        assert refused_settings(arguments(**GPU, **chosen)) == []
 
 
 def test_scales_that_attention_does_not_know_are_refused():
@@ -184,6 +189,7 @@ def test_scales_that_attention_does_not_know_are_refused():
         ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
         ("--enable-streaming-session", {"enable_streaming_session": True}),
         ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
+        ("--hicache-storage-backend", {"hicache_storage_backend": "file"}),
         ("--enable-return-routed-experts", {"enable_return_routed_experts": True}),
         ("--debug-cuda-graph", {"debug_cuda_graph": True}),
         ("--enable-torch-compile", {"enable_torch_compile": True}),
@@ -203,6 +209,15 @@ def test_an_unsupported_variable_is_refused_however_sglang_lets_it_be_set(value,
     monkeypatch.setenv("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", value)
     (text,) = refused_settings(arguments())
     assert text.endswith("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING; unset it")
+
+
+def test_no_storage_backend_can_be_attached_later():
+    asked = AttachHiCacheStorageReqInput(hicache_storage_backend="file")
+    answer = scheduler.attach_hicache_storage_wrapped(
+        Scheduler.attach_hicache_storage_wrapped, SimpleNamespace(), asked
+    )
+    assert not answer.success
+    assert "supported with the host's memory alone" in answer.message
 
 
 def test_every_refused_setting_exists_in_sglang():
