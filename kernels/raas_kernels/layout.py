@@ -27,7 +27,7 @@ PERIOD, LONG_PERIOD, LONG_PERIOD_BUDGET = 4, 8, 512
 MEMORY = 64
 # Weight of the queries' variance beside their mean. 1 would be a Gaussian; what is looked up rarely
 # is looked up by queries far from the mean.
-SPREAD = 2.0
+SPREAD = 4.0
 # What a token's importance, a logarithm, loses while as many tokens as the budget holds follow it.
 AGEING = 1.0
 

@@ -7,7 +7,7 @@ from raas_kernels import Policy
 from raas_sglang.policies.policy import NaiveHead, PolicyInfo, Vector, dot
 
 _MEMORY = 64  # steps
-_SPREAD = 2.0
+_SPREAD = 4.0
 _AGEING = 1.0
 
 

@@ -38,7 +38,7 @@ class Expected(Rule):
 
     every: int = 0
     floor: float = 0.25
-    spread: float = 2.0
+    spread: float = 4.0
     memory: float = 64.0
     recency: float = 0.0
     linear: float = 1.0
