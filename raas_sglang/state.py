@@ -10,7 +10,7 @@ from raas_sglang.config import RaasConfig
 from raas_sglang.life.request import NO_LIMIT, RequestState
 
 # So many programs score on a multiprocessor at a time, if their registers and shared memory fit.
-_PROGRAMS_PER_PROCESSOR = 3
+PROGRAMS_PER_PROCESSOR = 3
 
 
 class StateShape(NamedTuple):
@@ -203,6 +203,6 @@ def _sizes(
 def _score_programs(device: torch.device) -> int:
     """G, programs that score: as many as a GPU runs at a time."""
     if device.type != "cuda":
-        return _PROGRAMS_PER_PROCESSOR
+        return PROGRAMS_PER_PROCESSOR
     properties = torch.cuda.get_device_properties(device)
-    return _PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)
+    return PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)

@@ -1,9 +1,8 @@
 """Scores the generated tokens of all due rows and chooses what they give up, in one launch.
 
 A score is a product of a key with a vector for each query head: for raas the mean of the recent
-queries, and with the squared key their variance; for raas-paper and h2o this step's query. For raas
-a key is taken from the mean key: what all keys share must not be squared. Either way the keys of
-the budget are read once, which is the cost.
+queries, and with the square of its distance from the mean key their variance; for raas-paper and
+h2o this step's query. Either way the keys of the budget are read once, which is the cost.
 
 The programs are as many as a GPU runs at a time. Each takes one KV head of one row and layer after
 the other, and keeps its logits in scratch of its own until it has chosen.
@@ -203,8 +202,9 @@ def _score_tokens_kernel(
             key = tl.load(
                 cache + slots[:, None] * stride_key_cache + dims[None, :], mask=mask, other=0.0
             )
+            # The keys as they are, from shared memory: others would take registers, and programs.
+            logits = tl.dot(key.to(key_type), linear, input_precision="ieee")
             apart = key.to(tl.float32) - origin[None, :]
-            logits = tl.dot(apart.to(key_type), linear, input_precision="ieee")
             squared = (apart * apart).to(square_type)
             logits = tl.dot(squared, square, logits, input_precision="ieee")
             here = (index - prompt_len)[:, None] * BLOCK_GROUP + columns[None, :]

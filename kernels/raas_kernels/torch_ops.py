@@ -168,9 +168,9 @@ def _raas_victims(
     """Gives up the least important tokens; ``key`` is [H, held, D]."""
     mean = state.query_means[row.slot].view(len(key), -1, key.shape[2])
     variance = state.query_variances[row.slot].view(len(key), -1, key.shape[2])
-    apart = key - state.key_means[row.slot][:, None]
-    logits = mean @ apart.transpose(1, 2) * options.scaling
+    logits = mean @ key.transpose(1, 2) * options.scaling
     curvature = 0.5 * SPREAD * options.scaling**2
+    apart = key - state.key_means[row.slot][:, None]
     logits = logits + variance @ apart.square().transpose(1, 2) * curvature
     age = (row.step + 1 - heads.births).float() / row.budget
     importance = logits.log_softmax(2).logsumexp(1) - AGEING * age

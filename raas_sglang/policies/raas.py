@@ -51,7 +51,7 @@ class NaiveRaas(NaiveHead):
             for place, token in self.tokens.items():
                 apart = [x - m for x, m in zip(token.key, self.mean_key, strict=True)]
                 bonus = self.scaling**2 / 2 * dot(variance, [x * x for x in apart])
-                logits[place] = self.scaling * dot(mean, apart) + _SPREAD * bonus
+                logits[place] = self.scaling * dot(mean, token.key) + _SPREAD * bonus
             total = _log_sum(logits.values())
             for place, logit in logits.items():
                 shares[place] = _log_sum([shares[place], logit - total])

@@ -46,9 +46,9 @@ def parts(record):
     return [(field.name, getattr(record, field.name)) for field in fields(record)]
 
 
-# Relative and absolute errors. Keys and vectors of 16 bits are multiplied exactly, but a mean or a
-# variance is rounded to their type first.
-ROUNDED = {"weights": 0.02, "value_norms": 1e-5}
+# Relative and absolute errors. Keys and vectors of 16 bits are multiplied exactly, but a mean, a
+# variance and the square of a key's distance from the mean key are rounded to their type first.
+ROUNDED = {"weights": 0.05, "value_norms": 1e-5}
 ROUNDED |= dict.fromkeys(("query_means", "query_variances", "key_means"), 1e-4)
 
 
@@ -79,7 +79,7 @@ def assert_same(got, want, rows):
             continue
         a, b = ours[:, slot, :, :period].long(), theirs[:, slot, :, :period].long()
         worth = weights[:, slot]
-        torch.testing.assert_close(worth.gather(2, a), worth.gather(2, b), rtol=0.02, atol=0.02)
+        torch.testing.assert_close(worth.gather(2, a), worth.gather(2, b), rtol=0.05, atol=0.05)
         assert all(len(set(head)) == period for layer in a.tolist() for head in layer)
     want[2].victims.copy_(got[2].victims)
 

@@ -2,15 +2,19 @@
 
 import os
 import re
+import subprocess
 
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from raas_kernels import claim_slots, due_rows, score_tokens, store_decode
+from raas_sglang.state import PROGRAMS_PER_PROCESSOR
 
 HOPPER = GPUTarget("cuda", 90, 32)
+REGISTERS = 65536  # of a multiprocessor
 POINTERS = {
     **dict.fromkeys(("queries", "key_cache", "value_cache", "q", "k", "v"), "*bf16"),
     **dict.fromkeys(("logits", "scores", "weights", "value_norms"), "*fp32"),
@@ -90,6 +94,19 @@ def test_a_kernel_compiles_for_hopper(name):
 def test_keys_are_read_in_whole_vectors():
     """One number at a time took four times as long; the compiler does so if it must."""
     assert not re.search(r"ld\.global\S*\.[bu]16\b", compiled("score_tokens"))
+
+
+@pytest.mark.parametrize("is_quantised", [False, True])
+def test_as_many_programs_fit_as_are_launched(is_quantised, tmp_path):
+    """With more registers a multiprocessor runs two of the three, and scoring takes longer."""
+    code, program = tmp_path / "score.ptx", tmp_path / "score.cubin"
+    code.write_text(compiled("score_tokens", is_quantised))
+    command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "-o", program, code]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    registers = int(re.search(r"Used (\d+) registers", said)[1])
+    threads = 32 * LAUNCHED["score_tokens"]["num_warps"]
+    assert registers * threads * PROGRAMS_PER_PROCESSOR <= REGISTERS, registers
+    assert " 0 bytes spill stores" in said
 
 
 def test_keys_of_a_quantised_cache_are_read_in_whole_vectors():
