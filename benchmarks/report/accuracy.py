@@ -14,15 +14,28 @@ from benchmarks.report.table import NOTHING, markdown
 
 SIGNIFICANT = 0.05
 CONTROLS = ("window", "random", "h2o", "raas-paper")
+METHODS = ("dense", "raas", *CONTROLS)  # in the order of tables
 # Methods of `benchmarks.accuracy.study.run`, and what they are.
 STUDIED = {
     "dense": "dense",
     "raas": "**the rule of `raas`**",
-    "raas:spread=4,floor=0.5,best=1": "with c = 4, the newest half spared, the best query head",
-    "raas:spread=4,linear=0,floor=0.5,best=1": "that, and no fading by age",
-    "raas:spread=2,linear=0,floor=0.5,best=1": "that, no fading, and c = 2",
-    "raas:spread=1,linear=0,floor=0.5,best=1": "that, no fading, and c = 1, a plain Gaussian",
+    "raas:spread=1": "with c = 1",
+    "raas:spread=2": "with c = 2",
+    "raas:spread=3": "with c = 3",
+    "raas:spread=6": "with c = 6",
+    "raas:spread=8": "with c = 8",
+    "raas:spread=12": "with c = 12",
+    "raas:spread=8,centred=0": "with c = 8 and no mean key, the rule before",
+    "raas:linear=0": "with no fading by age",
+    "raas:linear=2": "with fading twice as fast",
+    "raas:floor=0.5": "with the newest half spared",
+    "raas:floor=0.125": "with the newest eighth spared",
+    "raas:best=1": "with the best query head alone",
+    "raas:memory=32": "with means that forget in 32 steps",
+    "raas:memory=128": "with means that forget in 128 steps",
+    "raas:every=1": "scored at every step",
     "expected-attention": "Expected Attention",
+    "tri-attention": "TriAttention",
     "r-kv": "R-KV",
     "snapkv": "SnapKV (queries of the last 32 steps)",
     "tova": "TOVA",
@@ -104,10 +117,23 @@ def front() -> str:
     return markdown(head, lines) if lines else NOTHING
 
 
+def reasoner() -> str:
+    """The bundled reasoner's regimes: right chains, an arrow as of `over_budget`."""
+    lines = []
+    for task, group in by_task(stored_rows("accuracy_reasoner")).items():
+        regime, _, tokens = task.partition(", ")[2].partition(":")
+        for budget in sorted({budget for _, budget in group}):
+            rows = [group.get((method, budget)) for method in METHODS[1:]]
+            cells = ["" if row is None else f"{share(row):.1f}{mark(row, group)}" for row in rows]
+            lines.append([regime, tokens, str(budget), *cells])
+    head = ["regime", "tokens of a chain", "L", *(f"`{method}`" for method in METHODS[1:])]
+    return markdown(head, lines) if lines else NOTHING
+
+
 def study() -> str:
     """Rules in plain torch, each with the prompt pinned; a star marks what differs from raas's."""
     rows = {(row["task"], row["budget"], row["method"]): row for row in stored_rows("rule_study")}
-    cells = sorted((task, budget) for task, budget, rule in rows if rule == "r-kv" and budget)
+    cells = sorted({(task, budget) for task, budget, rule in rows if rule in ("raas", "r-kv")})
     lines = [
         [name, *(_studied(rows, (task, budget), rule) for task, budget in cells)]
         for rule, name in STUDIED.items()
@@ -119,7 +145,7 @@ def study() -> str:
 def _of_task(task: str, group: Group) -> str:
     budgets = sorted({budget for _, budget in group if budget is not None})
     lines = []
-    for method in dict.fromkeys(method for method, _ in group):
+    for method in sorted({method for method, _ in group}, key=METHODS.index):
         found = {b: row for (name, b), row in group.items() if name == method}
         if None in found:  # dense has no budget: once, under the largest
             cells = [*[""] * (len(budgets) - 1), _share(found[None], group)]
@@ -158,7 +184,8 @@ def _studied(
     row = rows.get((cell[0], None if rule == "dense" else cell[1], rule))
     if row is None:
         return ""
-    differs = compare(row, rows[(*cell, "raas")])[2] < SIGNIFICANT
+    ours = rows.get((*cell, "raas"))
+    differs = ours is not None and compare(row, ours)[2] < SIGNIFICANT
     return f"{share(row):.1f}{'*' if differs else ''}"
 
 

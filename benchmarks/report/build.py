@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ops": ops.ops,
     "accuracy": accuracy.real,
     "accuracy-front": accuracy.front,
+    "accuracy-reasoner": accuracy.reasoner,
     "rule-study": accuracy.study,
 }
 PLOTS: dict[str, Callable[[], plots.Plot | accuracy_plots.AccuracyPlot]] = {

@@ -32,7 +32,7 @@ SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-back
 # Each layer is loaded from the host late: what does not wait for it reads something else.
 LATE = {**STRICT, "SGLANG_TEST_HICACHE_H2D_DELAY_CYCLES": "20000000"}
 SCALED = "the reasoner with scales"  # its folder, once it is made
-FLOAT8 = (*SAME_ATTENTION, "--model-path", SCALED, "--kv-cache-dtype", "fp8_e4m3")
+FLOAT8 = ("--attention-backend", "flashinfer", "--model-path", SCALED, "--kv-cache-dtype", "fp8_e4m3")
 
 
 def _traced(port: int) -> tuple[str, ...]:
