@@ -51,9 +51,16 @@ class SampleFile:
         texts: Whose prompt and text are kept: ``all``, those that are ``wrong``, or ``none``. The
             reasoner's prompts, and its right chains, follow from their seeds.
         about: What is true of the whole run; written once, before the first sample.
+
+    Raises:
+        ValueError: the file would be a compressed one, to which nothing can be appended.
     """
 
     def __init__(self, path: Path, texts: str, about: dict[str, Any]) -> None:
+        if path.suffix == ".gz":
+            raise ValueError(
+                f"--out must be a file of plain JSON lines, got {path}; compress later"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_broken_end(path)
         self._texts = texts

@@ -22,7 +22,8 @@ FLAGS = (
 # Where it does not matter how prompts are prefilled, so that servers start faster.
 EAGER_PREFILL = ("--disable-prefill-cuda-graph",)
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "1024")
-HALF = ("--dtype", "float16", "--attention-backend", "flashinfer")
+FLASHINFER = ("--attention-backend", "flashinfer")
+HALF = ("--dtype", "float16", *FLASHINFER)
 DETERMINISTIC = (*RAAS, "--enable-deterministic-inference", *EAGER_PREFILL)
 TP = ("--tp-size", "2", "--disable-custom-all-reduce", *EAGER_PREFILL)
 # A later flag overrides an earlier one.
@@ -32,7 +33,7 @@ SAME_ATTENTION = ("--prefill-attention-backend", "fa3", "--decode-attention-back
 # Each layer is loaded from the host late: what does not wait for it reads something else.
 LATE = {**STRICT, "SGLANG_TEST_HICACHE_H2D_DELAY_CYCLES": "20000000"}
 SCALED = "the reasoner with scales"  # its folder, once it is made
-FLOAT8 = ("--attention-backend", "flashinfer", "--model-path", SCALED, "--kv-cache-dtype", "fp8_e4m3")
+FLOAT8 = (*FLASHINFER, "--model-path", SCALED, "--kv-cache-dtype", "fp8_e4m3")
 
 
 def _traced(port: int) -> tuple[str, ...]:

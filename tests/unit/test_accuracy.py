@@ -1,8 +1,8 @@
 """The accuracy harness without a server: grids, grading, statistics, samples that are resumed."""
 
+import argparse
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 
@@ -143,6 +143,11 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path):
     assert [one["index"] for one in read_samples(path)] == [0, 2, 1]
 
 
+def test_a_compressed_file_cannot_be_appended_to(tmp_path):
+    with pytest.raises(ValueError, match=r"plain JSON lines, got .*samples\.jsonl\.gz"):
+        SampleFile(tmp_path / "samples.jsonl.gz", "all", {})
+
+
 @pytest.mark.parametrize(("texts", "kept"), [("all", [0, 1]), ("wrong", [1]), ("none", [])])
 def test_texts_are_kept_as_asked(tmp_path, texts, kept):
     file = SampleFile(tmp_path / "samples.jsonl", texts, {})
@@ -257,5 +262,5 @@ def test_equal_rows_draw_equal_pictures(rows, tmp_path):
     ],
 )
 def test_answers_over_a_quantised_cache_are_told_apart(flags, model):
-    args = SimpleNamespace(server_flags=flags, commit="c", first_seed=0, model_path=REASONER)
+    args = argparse.Namespace(server_flags=flags, commit="c", first_seed=0, model_path=REASONER)
     assert about_run(args)["model"] == model
