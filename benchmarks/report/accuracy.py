@@ -34,6 +34,7 @@ STUDIED = {
     "raas:memory=32": "with means that forget in 32 steps",
     "raas:memory=128": "with means that forget in 128 steps",
     "raas:every=1": "scored at every step",
+    "h2o": "`h2o`, every 4 steps",
     "expected-attention": "Expected Attention",
     "tri-attention": "TriAttention",
     "r-kv": "R-KV",
@@ -140,6 +141,19 @@ def study() -> str:
     ]
     head = ["right, %, task and L", *(f"{task}, {budget}" for task, budget in cells)]
     return markdown(head, lines) if rows else NOTHING
+
+
+def loss() -> str:
+    """What rules cost a model on given texts: loss of the next token more than with all tokens."""
+    rows = {(row["method"], row["texts"]): row for row in stored_rows("rule_loss")}
+    methods, texts = (list(dict.fromkeys(each)) for each in zip(*rows, strict=True))
+
+    def cell(method: str, name: str) -> str:
+        row = rows[method, name]
+        return f"{row['more']:.3f} ± {row['error']:.3f}"
+
+    lines = [[STUDIED[method], *(cell(method, name) for name in texts)] for method in methods]
+    return markdown(["loss more than dense, nats a token", *texts], lines)
 
 
 def _of_task(task: str, group: Group) -> str:

@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy-front": accuracy.front,
     "accuracy-reasoner": accuracy.reasoner,
     "rule-study": accuracy.study,
+    "rule-loss": accuracy.loss,
 }
 PLOTS: dict[str, Callable[[], plots.Plot | accuracy_plots.AccuracyPlot]] = {
     "headline": plots.headline,
