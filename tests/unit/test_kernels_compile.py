@@ -14,7 +14,9 @@ from raas_kernels import claim_slots, due_rows, score_tokens, store_decode
 from raas_sglang.state import PROGRAMS_PER_PROCESSOR
 
 HOPPER = GPUTarget("cuda", 90, 32)
-REGISTERS = 65536  # of a multiprocessor
+REGISTERS, SHARED_MEMORY = 65536, 228 * 1024  # of a multiprocessor
+WARP_REGISTERS = 256  # a warp gets a multiple of it
+RESERVED = 1024  # bytes of shared memory, for each program
 POINTERS = {
     **dict.fromkeys(("queries", "key_cache", "value_cache", "q", "k", "v"), "*bf16"),
     **dict.fromkeys(("logits", "scores", "weights", "value_norms"), "*fp32"),
@@ -62,6 +64,10 @@ def type_of(name, types):
     return "*i32" if name.endswith("_ptr") else "i32"
 
 
+def ptx(name, is_quantised=False):
+    return compiled(name, is_quantised).asm["ptx"]
+
+
 def compiled(name, is_quantised=False):
     """Compiles a kernel as for tensors and strides of a model, which are multiples of 16."""
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter has no compiler"
@@ -83,41 +89,45 @@ def compiled(name, is_quantised=False):
     options = LAUNCHED.get(name, {"num_warps": 1})
     if is_quantised and name == "score_tokens":
         options = options | {"maxnreg": score_tokens.REGISTERS}
-    return triton.compile(source, target=HOPPER, options=options).asm["ptx"]
+    return triton.compile(source, target=HOPPER, options=options)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_compiles_for_hopper(name):
-    assert ".target sm_90" in compiled(name)
+    assert ".target sm_90" in ptx(name)
 
 
 def test_keys_are_read_in_whole_vectors():
     """One number at a time took four times as long; the compiler does so if it must."""
-    assert not re.search(r"ld\.global\S*\.[bu]16\b", compiled("score_tokens"))
+    assert not re.search(r"ld\.global\S*\.[bu]16\b", ptx("score_tokens"))
 
 
 @pytest.mark.parametrize("is_quantised", [False, True])
 def test_as_many_programs_fit_as_are_launched(is_quantised, tmp_path):
     """With more registers a multiprocessor runs two of the three, and scoring takes longer."""
     code, program = tmp_path / "score.ptx", tmp_path / "score.cubin"
-    code.write_text(compiled("score_tokens", is_quantised))
+    kernel = compiled("score_tokens", is_quantised)
+    code.write_text(kernel.asm["ptx"])
     command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "-o", program, code]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     registers = int(re.search(r"Used (\d+) registers", said)[1])
-    threads = 32 * LAUNCHED["score_tokens"]["num_warps"]
-    assert registers * threads * PROGRAMS_PER_PROCESSOR <= REGISTERS, registers
+    of_warp = -(-32 * registers // WARP_REGISTERS) * WARP_REGISTERS
+    of_program = of_warp * LAUNCHED["score_tokens"]["num_warps"]
+    assert of_program * PROGRAMS_PER_PROCESSOR <= REGISTERS, registers
+    shared = kernel.metadata.shared + RESERVED
+    assert shared * PROGRAMS_PER_PROCESSOR <= SHARED_MEMORY, shared
     assert " 0 bytes spill stores" in said
 
 
 def test_keys_of_a_quantised_cache_are_read_in_whole_vectors():
-    code = compiled("score_tokens", is_quantised=True)
+    code = ptx("score_tokens", is_quantised=True)
     assert f".maxnreg {score_tokens.REGISTERS}" in code
     assert not re.search(r"ld\.global\S*\.[bsu]8\b", code)
 
 
 def test_keys_and_values_are_divided_and_stored_as_sglang_does():
     """Divided and rounded as IEEE says, to no more than the largest; undivided without a scale."""
-    quantised, plain = compiled("store_decode", is_quantised=True), compiled("store_decode")
+    quantised, plain = ptx("store_decode", is_quantised=True), ptx("store_decode")
     assert "div.rn.f32" in quantised
     assert "cvt.rn.satfinite.e4m3x2.f32" in quantised
     assert "div.rn" not in plain
