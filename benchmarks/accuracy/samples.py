@@ -113,9 +113,14 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     return (line for line in _lines(path) if "run" not in line)
 
 
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """Reads what is said about the runs that wrote a file."""
-    return [line["run"] for line in _lines(path) if "run" in line]
+def read_with_runs(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Reads the samples of a file in order, each with what is said about the run that wrote it."""
+    run: dict[str, Any] = {}
+    for line in _lines(path):
+        if "run" in line:
+            run = line["run"]
+        else:
+            yield run, line
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

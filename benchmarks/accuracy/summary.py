@@ -3,20 +3,24 @@
     python -m benchmarks.accuracy.summary SAMPLES... --out ROWS
 
 A row holds which problems were solved as hexadecimal bits, so that any two cells can be compared on
-the same problems without the samples. What a run was stands before its rows.
+the same problems without the samples. What a run was stands before its rows; of several that wrote
+to one cell, the last one.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.accuracy.samples import Key, key_of, read_runs, read_samples
+from benchmarks.accuracy.samples import Key, key_of, read_with_runs
 from benchmarks.accuracy.significance import wilson
 
+Run = dict[str, Any]
 Row = dict[str, Any]
 
 
@@ -32,18 +36,24 @@ def main() -> int:
     with args.out.open("w") as file:
         for path in args.samples:
             rows = summarise(path, args.least)
-            lines = [{"run": read_runs(path)[-1]}, *rows]
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            print(f"{path}: {len(rows)} cells, {sum(row['n'] for row in rows)} samples")
+            for run, of_run in groupby(rows, itemgetter(0)):
+                lines = [{"run": run}, *(row for _, row in of_run)]
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            print(f"{path}: {len(rows)} cells, {sum(row['n'] for _, row in rows)} samples")
     return 0
 
 
-def summarise(path: Path, least: int) -> list[Row]:
-    """Returns a row for each cell of a file of samples."""
+def summarise(path: Path, least: int) -> list[tuple[Run, Row]]:
+    """Returns a row for each cell of a file of samples, behind the run that wrote to it last."""
     cells: dict[Key, dict[int, dict[str, Any]]] = {}
-    for sample in read_samples(path):
-        cells.setdefault(key_of(sample), {})[sample["index"]] = sample
-    return [cell_row(key, found) for key, found in cells.items() if len(found) >= least]
+    runs: dict[Key, Run] = {}
+    for run, sample in read_with_runs(path):
+        key = key_of(sample)
+        cells.setdefault(key, {})[sample["index"]] = sample
+        runs[key] = run
+    return [
+        (runs[key], cell_row(key, found)) for key, found in cells.items() if len(found) >= least
+    ]
 
 
 def read_rows(path: Path) -> list[Row]:

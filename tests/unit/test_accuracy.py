@@ -187,13 +187,29 @@ def write_samples(path):
     file.close()
 
 
-@pytest.fixture
-def rows(tmp_path, monkeypatch):
-    write_samples(tmp_path / "samples.jsonl")
+def summed_up(tmp_path, monkeypatch):
+    """The rows of the samples in a folder."""
     paths = [str(tmp_path / name) for name in ("samples.jsonl", "rows.jsonl")]
     monkeypatch.setattr("sys.argv", ["summary", paths[0], "--out", paths[1]])
     assert main() == 0
     return read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    write_samples(tmp_path / "samples.jsonl")
+    return summed_up(tmp_path, monkeypatch)
+
+
+def test_each_row_has_the_run_that_made_it(tmp_path, monkeypatch):
+    """Another command, of another commit, may have appended to the file."""
+    for commit, methods in (("c1", ("window", "raas")), ("c2", ("raas", "h2o"))):
+        file = SampleFile(tmp_path / "samples.jsonl", "none", {"commit": commit})
+        for index, method in enumerate(methods):
+            file.write(sample(index, method=method))
+        file.close()
+    found = {row["method"]: row["run"]["commit"] for row in summed_up(tmp_path, monkeypatch)}
+    assert found == {"window": "c1", "raas": "c2", "h2o": "c2"}
 
 
 def test_rows_say_which_problems_were_solved(rows):
