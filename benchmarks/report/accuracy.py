@@ -34,7 +34,7 @@ STUDIED = {
     "raas:memory=32": "with means that forget in 32 steps",
     "raas:memory=128": "with means that forget in 128 steps",
     "raas:every=1": "scored at every step",
-    "h2o": "`h2o`, every 4 steps",
+    "h2o:every=4": "`h2o`, every 4 steps",
     "expected-attention": "Expected Attention",
     "tri-attention": "TriAttention",
     "r-kv": "R-KV",
@@ -144,8 +144,10 @@ def study() -> str:
 
 
 def loss() -> str:
-    """What rules cost a model on given texts: loss of the next token more than with all tokens."""
+    """What rules cost a model on given texts: how much more loss than with a dense cache."""
     rows = {(row["method"], row["texts"]): row for row in stored_rows("rule_loss")}
+    if not rows:
+        return NOTHING
     methods, texts = (list(dict.fromkeys(each)) for each in zip(*rows, strict=True))
 
     def cell(method: str, name: str) -> str:
