@@ -41,11 +41,6 @@ class Teacher(Decoder):
         self.loss = torch.zeros(len(answers), longest, device=model.device)
         self._given = torch.tensor(padded, device=model.device)
 
-    def from_step(self, step: int) -> Tensor:
-        """Tells which tokens were expected in this step or later: bool [rows, tokens]."""
-        tokens = torch.arange(self.steps, device=self.length.device)
-        return (tokens > step) & (tokens < self.length[:, None])
-
     def _first(self) -> Tensor:
         return self._given[:, 0]
 
