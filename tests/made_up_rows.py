@@ -82,6 +82,10 @@ class Rows:
             query_variances=self.integers(moments, 0, 9).float(),
             key_means=self.small((*shape[:3], self.dim)).float(),
         )
+        # What was noted of the request that had the row before may not be looked at.
+        begin = self.slots[self.step == self.first_steps]
+        for moment in (buffers.query_means, buffers.query_variances, buffers.key_means):
+            moment[:, begin] = float("nan")
         step_buffers = poisoned(StepBuffers.zeros(sizes, "cpu", self.dtype))
         scratch = poisoned(ScoreScratch.zeros(sizes, "cpu", self.dtype))
         keys = self.small((self.layers, self.total, self.heads, self.dim)).to(self.kv_dtype)
