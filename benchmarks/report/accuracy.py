@@ -139,6 +139,7 @@ def study() -> str:
         [name, *(_studied(rows, (task, budget), rule) for task, budget in cells)]
         for rule, name in STUDIED.items()
     ]
+    lines = [line for line in lines if any(line[1:])]  # some rules have a loss alone
     head = ["right, %, task and L", *(f"{task}, {budget}" for task, budget in cells)]
     return markdown(head, lines) if rows else NOTHING
 

@@ -80,6 +80,14 @@ REFUSALS = (
         "remove it: it copies between a GPU and its host",
     ),
     Refusal(
+        "--hicache-write-policy",
+        lambda chosen: (
+            chosen.enable_hierarchical_cache
+            and chosen.hicache_write_policy == "write_through_selective"
+        ),
+        "use write_through or write_back",
+    ),
+    Refusal(
         "--hicache-storage-backend",
         _is_set("hicache_storage_backend"),
         f"remove it: {HOST_ALONE}",

@@ -161,9 +161,12 @@ def test_supported_settings_are_not_refused():
     assert refused_settings(arguments()) == []
     assert refused_settings(arguments(**GPU)) == []
     assert refused_settings(arguments(**GPU, kv_cache_dtype="fp8_e4m3")) == []
-    for policy in ("write_through", "write_through_selective", "write_back"):
+    for policy in ("write_through", "write_back"):
         chosen = {"enable_hierarchical_cache": True, "hicache_write_policy": policy}
         assert refused_settings(arguments(**GPU, **chosen)) == []
+    chosen["hicache_write_policy"] = "write_through_selective"
+    (text,) = refused_settings(arguments(**GPU, **chosen))
+    assert text.endswith("--hicache-write-policy; use write_through or write_back")
 
 
 def test_scales_that_attention_does_not_know_are_refused():
