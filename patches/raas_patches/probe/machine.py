@@ -20,7 +20,7 @@ from sglang.srt.runtime_context import process_model_config
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs
 
-from raas_kernels import DecodeBatch, torch_ops
+from raas_kernels import DecodeBatch, Policy, torch_ops
 from raas_patches.probe.loop import SchedulerLoop
 from raas_patches.probe.process import CONTEXT
 from raas_sglang.config import RaasConfig
@@ -186,11 +186,13 @@ class Machine:
             self._check_budget(req)
 
     def _check_budget(self, req: Req) -> None:
-        """A budget holds that many tokens, the newest quarter of it among them."""
+        """A budget holds that many tokens: the newest ones of a window, else a quarter of them."""
         state, row = req.raas, self.rows.req_to_token[req.kv.req_pool_idx]
         first, end = state.prompt_len, state.logical_len
         places = self.pool.k_buffer[0][row[first : state.resident_len], 0, 1].int().tolist()
-        newest = range(max(first, end - state.options.budget // 4), end)
+        options = state.options
+        spared = options.budget // (1 if options.policy is Policy.WINDOW else 4)
+        newest = range(max(first, end - spared), end)
         right = len(set(places)) == len(places) and set(newest) <= set(places)
         require(right, f"{req.rid} holds {sorted(places)} of its {end} tokens")
 

@@ -9,6 +9,7 @@ from raas_patches.probe.machine import SLOTS, Machine, ProbeError, require
 
 P, L = 20, 16
 RAAS: dict[str, Any] = {"kv_policy": "raas", "kv_budget": L}
+WINDOW: dict[str, Any] = {"kv_policy": "window", "kv_budget": L}
 
 
 def dense(machine: Machine) -> None:
@@ -41,7 +42,8 @@ def saturates(machine: Machine) -> None:
 
 def retracts_and_resumes(machine: Machine) -> None:
     """It is prefilled with P + L tokens at the most, goes on in its text, and shares P."""
-    reqs = [machine.arrive(name, P, 60, **RAAS) for name in "ab"]
+    # What a window gives up is known beforehand, so that tokens in wrong places are noticed.
+    reqs = [machine.arrive("a", P, 60, **RAAS), machine.arrive("b", P, 60, **WINDOW)]
     while len(reqs[0].output_ids) < 30:
         machine.step()
     machine.step(retract=True)
