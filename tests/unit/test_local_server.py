@@ -23,9 +23,10 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 """
 # Starts two in threads that end, as the benchmarks do.
 PARENT = f"""
-import os, sys, time
+import os, signal, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from benchmarks.harness.server import LocalServer
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 servers = [LocalServer([], dict(os.environ)) for _ in range(2)]
 for one in servers:
     one.command = [sys.executable, "-c", {SERVER!r}, str(one.port)]
