@@ -1,5 +1,7 @@
 """`conservation`: however a request ends, the pool is whole afterwards."""
 
+import time
+
 import pytest
 import requests
 
@@ -18,9 +20,13 @@ LONG = {"sampling_params": {"ignore_eos": True}}
 
 
 def used_after(server, action) -> int:
+    """What is held for good: the server tells its load now and then, so the last may be old."""
     action()
     flush_cache(server)
-    return server.used_tokens()
+    began = time.monotonic()
+    while (used := server.used_tokens()) and time.monotonic() - began < 10:
+        time.sleep(0.1)
+    return used
 
 
 @pytest.mark.parametrize("budget", [16, 64])
