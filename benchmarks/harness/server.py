@@ -111,8 +111,21 @@ class LocalServer:
         return self.process is not None and self.process.poll() is None
 
     def used_tokens(self) -> int:
-        """Tokens of the pool that requests hold, and of the radix tree what they need."""
-        return sum(rank["num_used_tokens"] for rank in self._loads())
+        """Tokens of the pool that requests hold, and of the radix tree what they need.
+
+        A scheduler publishes its load after each step, and about once a second when it is idle; a
+        load older than the call may count a request that has ended, so this waits for a newer one.
+
+        Raises:
+            TimeoutError: a scheduler published none for ten seconds.
+        """
+        began = time.time()
+        while time.time() < began + 10.0:
+            loads = self._loads()
+            if all(rank["timestamp"] > began for rank in loads):
+                return sum(rank["num_used_tokens"] for rank in loads)
+            time.sleep(0.05)
+        raise TimeoutError("every scheduler must publish its load, got none newer than 10 s")
 
     def running_and_waiting(self) -> tuple[int, int]:
         """Requests that run and that wait, of all ranks."""
