@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from benchmarks.accuracy.samples import SampleFile, about_run, add_file_flags, read_samples
 from benchmarks.accuracy.significance import ratio
 from benchmarks.accuracy.study.decoder import prefill
-from benchmarks.accuracy.study.model import Model
+from benchmarks.accuracy.study.model import Model, add_device_flags, asked_model
 from benchmarks.accuracy.study.prompts import chat_prompt, plain_ids
 from benchmarks.accuracy.study.rules import make_rule
 from benchmarks.accuracy.study.teacher import Teacher
@@ -41,7 +41,7 @@ def main() -> int:
     methods = ["dense", *(method for method in args.methods if method != "dense")]
     for method in methods[1:]:
         make_rule(method)  # says what is wrong before anything is computed
-    model = Model(args.model_path, args.device, getattr(torch, args.dtype))
+    model = asked_model(args)
     tokenizer = AutoTokenizer.from_pretrained(args.model_path)
     file = SampleFile(args.out, "all", {**about_run(args), "dtype": args.dtype})
     for source in args.texts:
@@ -164,15 +164,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cuda = torch.cuda.is_available()
     parser.add_argument("--model-path", type=Path, required=True)
     parser.add_argument("--texts", nargs="+", required=True, help="DATASET:FILE, DATASET*4:FILE")
     parser.add_argument("--methods", nargs="+", default=["window", "raas"])
     parser.add_argument("--budgets", nargs="+", type=int, default=[64, 128], help="tokens")
     parser.add_argument("--n", type=int, default=64, help="texts of each data set")
     parser.add_argument("--max-tokens", type=int, default=1024, help="of an answer")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    add_device_flags(parser)
     add_file_flags(parser)
     return parser.parse_args()
 

@@ -1,5 +1,6 @@
 """A Llama, Qwen2 or Qwen3 checkpoint, cut where its attention reads the cache."""
 
+import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,18 @@ class Model:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `asked_model` reads besides ``--model-path``."""
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+
+
+def asked_model(args: argparse.Namespace) -> Model:
+    """The model that a command line asks for."""
+    return Model(args.model_path, args.device, getattr(torch, args.dtype))
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -16,14 +16,13 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.accuracy.grid import Cell, add_grid_flags, cells_of
 from benchmarks.accuracy.samples import SampleFile, about_run, add_sample_flags
 from benchmarks.accuracy.study.decoder import Decoder, prefill
 from benchmarks.accuracy.study.grade import Answer, graded
-from benchmarks.accuracy.study.model import Model
+from benchmarks.accuracy.study.model import Model, add_device_flags, asked_model
 from benchmarks.accuracy.study.prompts import token_ids
 from benchmarks.accuracy.study.rules import make_rule
 from reasoner import REASONER
@@ -35,7 +34,7 @@ def main() -> int:
     args = parse_args()
     cells = cells_of(args)
     file = SampleFile(args.out, args.texts, {**about_run(args), "dtype": args.dtype})
-    model = Model(args.model_path, args.device, getattr(torch, args.dtype))
+    model = asked_model(args)
     study = Study(model, AutoTokenizer.from_pretrained(args.model_path))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for cell in cells:
@@ -118,11 +117,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cuda = torch.cuda.is_available()
     parser.add_argument("--model-path", type=Path, default=REASONER, help="the reasoner by default")
     add_grid_flags(parser, methods=["dense", "window", "raas"])
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    add_device_flags(parser)
     add_sample_flags(parser)
     return parser.parse_args()
 
