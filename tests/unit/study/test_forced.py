@@ -17,17 +17,7 @@ from benchmarks.accuracy.study.rules import make_rule
 from benchmarks.accuracy.study.teacher import Teacher
 from benchmarks.accuracy.study.texts import read_texts
 from reasoner import REASONER
-from study_models import BUDGET, CONFIGS, PROMPTS, decode, make_models
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return Model(folder / "qwen2", "cpu", torch.float32)
+from study_models import BUDGET, CONFIGS, PROMPTS, decode
 
 
 def teach(model, rule, budget, answers):

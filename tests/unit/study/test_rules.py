@@ -9,20 +9,9 @@ import pytest
 import torch
 
 from benchmarks.accuracy.study.decoder import Decoder, prefill
-from benchmarks.accuracy.study.model import Model
 from benchmarks.accuracy.study.rules import make_rule
 from raas_sglang.policies import POLICIES
-from study_models import BUDGET, PROMPTS, STEPS, decode, make_models
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return Model(folder / "qwen2", "cpu", torch.float32)
+from study_models import BUDGET, PROMPTS, STEPS, decode
 
 
 class Seen:

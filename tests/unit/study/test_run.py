@@ -20,17 +20,7 @@ from benchmarks.accuracy.study.model import Model
 from benchmarks.accuracy.study.rules import RULES, make_rule
 from benchmarks.accuracy.study.run import Study
 from reasoner import REASONER
-from study_models import BUDGET, CONFIGS, PROMPTS, STEPS, decode, make_models
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return Model(folder / "qwen2", "cpu", torch.float32)
+from study_models import BUDGET, CONFIGS, PROMPTS, STEPS, decode
 
 
 @pytest.fixture(scope="module")
