@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from client import assert_report, flush_cache, generate, post, problem, together, token_ids
+from client import FOREVER, assert_report, flush_cache, generate, post, problem, together, token_ids
 from reasoner import REASONER
 
 RANK = 16
 MODULES = ("q_proj", "k_proj", "v_proj")
 # A server takes adapters that it does not know yet.
 FLAGS = ("--enable-lora", "--max-lora-rank", str(RANK), "--lora-target-modules", *MODULES)
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 BUDGET, TOKENS = 64, 100
 
 

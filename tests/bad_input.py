@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import requests
 
 from client import (
+    FOREVER,
     TIMEOUT_S,
     assert_report,
     flush_cache,
@@ -21,7 +22,6 @@ from client import (
     together,
 )
 
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 TEXT = {"text": "solve"}
 
 

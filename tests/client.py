@@ -11,6 +11,7 @@ from raas_sglang.policies import POLICIES
 from reasoner.problem import Problem, grade, make_problem
 
 TIMEOUT_S = 600
+FOREVER = {"sampling_params": {"ignore_eos": True}}
 EVICTING = tuple(name for name in POLICIES if name != "dense")
 
 
@@ -59,6 +60,19 @@ def together(calls) -> list:
     """Runs calls at the same time and returns their results in order."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def second_turns(server, page_size: int):
+    """Yields what follows on first turns that end about their budget, and the length of it that
+    the radix tree may hold: the last token is not computed, so with L + 1 nothing was overwritten.
+    """
+    budget = 48
+    prompt = token_ids(server, problem(7).prompt)[:50]
+    for past in (0, 1, 2, 40):
+        ids = [*prompt, 30 + past]
+        answer = generate(server, ids, "raas", budget, budget + past, **FOREVER)
+        clean = len(ids) + (budget + past - 1 if past < 2 else 0)
+        yield [*ids, *answer["output_ids"], 5], clean // page_size * page_size
 
 
 def token_ids(server, text: str) -> list[int]:

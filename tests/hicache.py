@@ -7,6 +7,7 @@ import time
 import requests
 
 from client import (
+    FOREVER,
     assert_chain_right,
     assert_report,
     events,
@@ -15,6 +16,7 @@ from client import (
     post,
     problem,
     request,
+    second_turns,
     together,
     token_ids,
 )
@@ -25,7 +27,6 @@ WRITE_BACK = ("--hicache-write-policy", "write_back", "--hicache-mem-layout", "l
 # The most urgent request runs, alone.
 ONE_BY_ONE = ("--max-running-requests", "1", "--enable-priority-scheduling")
 ONE_BY_ONE = (*ONE_BY_ONE, "--priority-scheduling-preemption-threshold", "0", "--enable-metrics")
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 def crowd_out(server) -> None:
@@ -95,17 +96,10 @@ def assert_evicting_over_a_prompt_from_the_host(server, policy: str) -> None:
 
 
 def assert_the_host_holds_nothing_that_was_overwritten(server, page_size: int) -> None:
-    """The last token is not computed, so with L + 1 tokens nothing was overwritten yet."""
-    budget = 48
-    prompt = token_ids(server, problem(7).prompt)[:50]
-    for past in (0, 1, 2, 40):
-        ids = [*prompt, 30 + past]
-        answer = generate(server, ids, "raas", budget, budget + past, **FOREVER)
+    for ids, clean in second_turns(server, page_size):
         crowd_out(server)
-        again = [*ids, *answer["output_ids"], 5]
-        found = cached(generate(server, again, "dense", tokens=1))
-        clean = len(ids) + (budget + past - 1 if past < 2 else 0)
-        assert found == (0, clean // page_size * page_size), past
+        found = cached(generate(server, ids, "dense", tokens=1))
+        assert found == (0, clean), len(ids)
 
 
 def assert_many_load_and_evict_side_by_side(server) -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 
 from client import (
+    FOREVER,
     assert_report,
     events,
     flush_cache,
@@ -19,7 +20,6 @@ from raas_sglang.life.request import REPORT_FIELDS
 
 POOL = 144  # of the fixtures
 CHUNK = 32  # longer prompts are computed in pieces
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 def prompt(server, length=40, inputs=0):

@@ -3,6 +3,7 @@
 import threading
 
 from client import (
+    FOREVER,
     assert_chain_right,
     assert_report,
     events,
@@ -12,8 +13,6 @@ from client import (
     problem,
     request,
 )
-
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 def assert_the_other_is_spared(server, budget: int) -> None:

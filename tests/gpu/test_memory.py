@@ -5,18 +5,18 @@ import requests
 
 from client import (
     EVICTING,
+    FOREVER,
     assert_chain_right,
     assert_report,
     flush_cache,
     generate,
     problem,
+    second_turns,
     together,
     token_ids,
 )
 
 pytestmark = pytest.mark.gpu
-
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 def settings(server) -> dict:
@@ -47,16 +47,9 @@ def test_budgets_hold(evicting_server):
 
 
 def assert_tree_pure(server, page_size: int) -> None:
-    """The last token is not computed, so with L + 1 tokens nothing was overwritten yet."""
-    budget = 48
-    prompt = token_ids(server, problem(7).prompt)[:50]
-    for past in (0, 1, 2, 40):
-        ids = [*prompt, 30 + past]
-        answer = generate(server, ids, "raas", budget, budget + past, **FOREVER)
-        again = [*ids, *answer["output_ids"], 5]
-        cached = generate(server, again, "dense", tokens=1)["meta_info"]["cached_tokens"]
-        clean = len(ids) + (budget + past - 1 if past < 2 else 0)
-        assert cached == clean // page_size * page_size, past
+    for ids, clean in second_turns(server, page_size):
+        cached = generate(server, ids, "dense", tokens=1)["meta_info"]["cached_tokens"]
+        assert cached == clean, len(ids)
 
 
 def test_tree_purity(server):

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from client import (
+    FOREVER,
     assert_chain_right,
     assert_report,
     flush_cache,
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.gpu2
 LINES, TOKENS = 46, 660  # 602 generated tokens
 CHOICES = [("dense", None), ("raas", 1024), ("raas", 64), ("window", 64), ("random", 64)]
 RUNS = {(run.policy, run.budget): run for run in load_runs()}
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 @pytest.fixture(scope="module", params=["tp_server", "dp_server"])

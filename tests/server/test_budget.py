@@ -2,10 +2,18 @@
 
 import pytest
 
-from client import EVICTING, assert_report, flush_cache, generate, problem, together, token_ids
+from client import (
+    EVICTING,
+    FOREVER,
+    assert_report,
+    flush_cache,
+    generate,
+    problem,
+    together,
+    token_ids,
+)
 
 LEAST = 16
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 @pytest.mark.parametrize("budget", [LEAST, 64])

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from client import assert_report, flush_cache, generate, post, problem, request, token_ids
+from client import FOREVER, assert_report, flush_cache, generate, post, problem, request, token_ids
 
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 BUDGET = 64
 
 

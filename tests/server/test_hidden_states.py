@@ -4,11 +4,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from client import assert_report, events, paused, problem, request, token_ids
+from client import FOREVER, assert_report, events, paused, problem, request, token_ids
 from reasoner import REASONER
 
 TOKENS = 100
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 
 
 @pytest.fixture(scope="module")

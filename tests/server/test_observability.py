@@ -15,7 +15,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.server import LocalServer
-from client import events, generate, paused, post, problem, request, together, token_ids
+from client import FOREVER, events, generate, paused, post, problem, request, together, token_ids
 from conftest import trace_endpoint
 from raas_sglang.metrics import METRIC_NAMES
 from raas_sglang.trace import Received, listen, reused, token_table
@@ -26,7 +26,7 @@ LOG_PART = re.compile(
     r"#raas-req: (\d+), #logical token: (\d+), #resident token: (\d+), #evicted token: (\d+), "
     r"budget usage: ([\d.]+), "
 )
-PERIOD, FOREVER = 4, {"sampling_params": {"ignore_eos": True}}
+PERIOD = 4
 
 
 class Observed(NamedTuple):

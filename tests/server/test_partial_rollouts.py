@@ -7,6 +7,7 @@ import pytest
 
 from client import (
     EVICTING,
+    FOREVER,
     assert_report,
     events,
     generate,
@@ -17,7 +18,6 @@ from client import (
     token_ids,
 )
 
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 BUDGET, TOKENS = 64, 4000
 
 

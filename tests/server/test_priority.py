@@ -13,6 +13,7 @@ import twins
 from benchmarks.harness.server import LocalServer
 from client import (
     EVICTING,
+    FOREVER,
     assert_report,
     events,
     flush_cache,
@@ -26,7 +27,6 @@ from client import (
 from conftest import start_server
 from reasoner import REASONER
 
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 BUDGET, TOKENS, POOL = 32, 1500, 2000
 
 

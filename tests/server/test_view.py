@@ -12,14 +12,14 @@ from playwright.sync_api import Page, expect
 
 from benchmarks.harness.server import free_port
 from browser import ViewProcess, chromium, open_page
-from client import generate, post, problem, request, together
+from client import FOREVER, generate, post, problem, request, together
 from conftest import trace_endpoint
 from made_up_trace import MadeUpRequest, sampled
 from raas_sglang.trace import TokenTrace, listen, token_table
 from raas_sglang.trace.publisher import TracePublisher
 from stand_in import StandIn
 
-BUDGET, FOREVER = 32, {"sampling_params": {"ignore_eos": True}}
+BUDGET = 32
 
 
 class Seen(NamedTuple):

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from client import (
+    FOREVER,
     assert_report,
     events,
     flush_cache,
@@ -20,7 +21,6 @@ from client import (
 )
 from reasoner import REASONER
 
-FOREVER = {"sampling_params": {"ignore_eos": True}}
 BUDGET, TOKENS = 32, 120
 LONG = 220  # for three pauses on the way
 UPDATE = {"model_path": str(REASONER), "flush_cache": False}
