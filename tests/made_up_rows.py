@@ -81,10 +81,12 @@ class Rows:
             query_means=self.small(moments).float(),
             query_variances=self.integers(moments, 0, 9).float(),
             key_means=self.small((*shape[:3], self.dim)).float(),
+            key_variances=self.integers((*shape[:3], self.dim), 0, 9).float(),
         )
         # What was noted of the request that had the row before may not be looked at.
         begin = self.slots[self.step == self.first_steps]
-        for moment in (buffers.query_means, buffers.query_variances, buffers.key_means):
+        of_keys = buffers.key_means, buffers.key_variances
+        for moment in (buffers.query_means, buffers.query_variances, *of_keys):
             moment[:, begin] = float("nan")
         step_buffers = poisoned(StepBuffers.zeros(sizes, "cpu", self.dtype))
         scratch = poisoned(ScoreScratch.zeros(sizes, "cpu", self.dtype))

@@ -38,7 +38,14 @@ class Kept:
 
 def buffers():
     shape, unused = (LAYERS, SLOTS, HEADS, TOKENS), torch.empty(0)
-    names = ("value_norms", "victims", "query_means", "query_variances", "key_means")
+    names = (
+        "value_norms",
+        "victims",
+        "query_means",
+        "query_variances",
+        "key_means",
+        "key_variances",
+    )
     return EvictionBuffers(
         births=torch.randint(0, 1000, shape, dtype=torch.int32),
         weights=torch.rand(shape),

@@ -90,6 +90,7 @@ class Workload:
         self.buffers.query_means.normal_(generator=self.generator)
         self.buffers.query_variances.uniform_(generator=self.generator)
         self.buffers.key_means.normal_(generator=self.generator)
+        self.buffers.key_variances.uniform_(generator=self.generator)
 
     def _kv_slots(self, count: int) -> torch.Tensor:
         """Slots in random order; large batches share some, which only changes what is stored."""
@@ -189,7 +190,7 @@ def check(policy: str, shape: AttentionShape, seed: int, kv: str) -> None:
         work.claim(ops)
         work.store(ops)
         work.score(ops, work.batch)
-    moments = ("query_means", "query_variances", "key_means")
+    moments = ("query_means", "query_variances", "key_means", "key_variances")
     for name in ("births", "weights", "value_norms", *moments):
         got, want = (getattr(work.buffers, name) for work in (ours, theirs))
         torch.testing.assert_close(got, want, rtol=0.02, atol=0.05, msg=lambda m, n=name: n + m)

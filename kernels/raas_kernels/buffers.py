@@ -79,6 +79,9 @@ class EvictionBuffers(Record):
     key_means: torch.Tensor = tensor(
         "Y R H D", FLOAT, "store_decode", "Mean of the row's recent keys, likewise."
     )
+    key_variances: torch.Tensor = tensor(
+        "Y R H D", FLOAT, "store_decode", "Variance of each of their dimensions, likewise."
+    )
 
 
 @record

@@ -25,9 +25,11 @@ PAPER_PAGE = 16
 PERIOD, LONG_PERIOD, LONG_PERIOD_BUDGET = 4, 8, 512
 # Decode steps in which `raas` forgets a query and a key by a factor of e.
 MEMORY = 64
-# Weight of the queries' variance beside their mean. 1 would be a Gaussian; what is looked up rarely
-# is looked up by queries far from the mean.
-SPREAD = 4.0
+# Nats that the queries' variance adds to the logit of a common key, of a query head whose spread is
+# within these bounds. 1 would be Gaussian queries; what is looked up rarely is looked up by queries
+# further from the mean.
+BONUS = 4.0
+LEAST_SPREAD, LARGEST_SPREAD = 1.0, 8.0
 # What a token's importance, a logarithm, loses while as many tokens as the budget holds follow it.
 AGEING = 1.0
 

@@ -85,16 +85,17 @@ class Ops(Protocol):
         Called once after the last layer. A row is due at the last step of its period; a raas row
         only from the last step on that still found a free place.
 
-        raas expects of a token the share ``softmax(s m·k + c s²/2 Σ v k²)`` among the generated
-        tokens, with the mean m and the variance v of a query head's recent queries, the softmax
-        scale s and the spread c; with c = 1 it is what Gaussian queries give on average (the
-        moment-generating function of q·k). The sum of the shares of the KV head's queries, times
-        the value's norm, fading by a factor of e with each L tokens of age, is its importance; the
-        least important tokens outside the newest quarter of the budget are given up. raas-paper
-        stamps the best half of the pages with the step, a page by the largest logit of its tokens,
-        and gives up the page with the oldest timestamp. h2o adds up attention probability, the mean
-        over the KV head's queries, and gives up the token with the least of it outside the newest
-        half.
+        raas expects of a token the share ``softmax(s m·k + c s²/2 Σ v (k - n)²)`` among the
+        generated tokens, with the mean m and the variance v of a query head's recent queries, the
+        mean n and the variance w of the recent keys, the softmax scale s and the spread c; with
+        c = 1 it is what Gaussian queries give on average (the moment-generating function of q·k).
+        The spread is what makes ``c s²/2 Σ v w`` equal `BONUS`, within its bounds. The sum of the
+        shares of the KV head's queries, times the value's norm, fading by a factor of e with each L
+        tokens of age, is its importance; the least important tokens outside the newest quarter of
+        the budget are given up. raas-paper stamps the best half of the pages with the step, a page
+        by the largest logit of its tokens, and gives up the page with the oldest timestamp. h2o
+        adds up attention probability, the mean over the KV head's queries, and gives up the token
+        with the least of it outside the newest half.
 
         Args:
             scratch: Working memory of the kernels.

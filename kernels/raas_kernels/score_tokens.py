@@ -15,7 +15,15 @@ import triton.language as tl
 from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers, require_rows
 from raas_kernels.choose_victims import h2o_victim, paper_victim, raas_victims
 from raas_kernels.due_rows import list_due_rows
-from raas_kernels.layout import ALIGNMENT, SPREAD, DecodeBatch, KeyCaches, StepOptions
+from raas_kernels.layout import (
+    ALIGNMENT,
+    BONUS,
+    LARGEST_SPREAD,
+    LEAST_SPREAD,
+    DecodeBatch,
+    KeyCaches,
+    StepOptions,
+)
 from raas_kernels.record import agreed
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
@@ -65,7 +73,10 @@ def score_tokens(
         **batch.requests.pointers("policies", "prompt_lens", "budgets", "periods"),
         **buffers.pointers(),
         scaling=options.scaling,
-        curvature=0.5 * SPREAD * options.scaling**2,
+        curvature=0.5 * options.scaling**2,
+        bonus=BONUS,
+        least_spread=LEAST_SPREAD,
+        largest_spread=LARGEST_SPREAD,
         request_rows=sizes["R"],
         num_layers=layers,
         max_rows=sizes["M"],
@@ -125,8 +136,12 @@ def _score_tokens_kernel(
     query_means_ptr,
     query_variances_ptr,
     key_means_ptr,
+    key_variances_ptr,
     scaling,
     curvature,
+    bonus,
+    least_spread,
+    largest_spread,
     request_rows,
     num_layers,
     max_rows,
@@ -177,6 +192,10 @@ def _score_tokens_kernel(
             square = tl.load(query_variances_ptr + moments, mask=asked_dims, other=0.0)
             means = (owner * HEADS + head) * HEAD_DIM + dims
             origin = tl.load(key_means_ptr + means, mask=inside, other=0.0)
+            width = tl.load(key_variances_ptr + means, mask=inside, other=0.0)
+            common = tl.sum(square * width[:, None], axis=0) * curvature
+            spread = tl.maximum(bonus / tl.maximum(common, 1e-30), least_spread)
+            square *= tl.minimum(spread, largest_spread)[None, :]
         else:
             queries = (layer * max_rows + row) * (HEADS * GROUP * HEAD_DIM) + of_query
             linear = tl.load(queries_ptr + queries, mask=asked_dims, other=0.0).to(tl.float32)

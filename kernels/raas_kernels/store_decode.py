@@ -53,7 +53,8 @@ def store_decode(
         **step.pointers("targets", "places", "queries"),
         **batch.pointers("req_pool_indices", "positions"),
         **batch.requests.pointers("policies", "prompt_lens", "first_steps"),
-        **buffers.pointers("value_norms", "query_means", "query_variances", "key_means"),
+        **buffers.pointers("value_norms", "query_means", "query_variances"),
+        **buffers.pointers("key_means", "key_variances"),
         k_scale=_rounded(scales.k_scale, k.dtype),
         v_scale=_rounded(scales.v_scale, v.dtype),
         least_share=1 - math.exp(-1 / MEMORY),
@@ -123,6 +124,7 @@ def _store_decode_kernel(
     query_means_ptr,
     query_variances_ptr,
     key_means_ptr,
+    key_variances_ptr,
     k_scale,  # None, for 1, is another kernel
     v_scale,
     least_share,
@@ -160,8 +162,8 @@ def _store_decode_kernel(
         value = tl.load(v_ptr + row * stride_v + dims, mask=inside, other=0.0)
         if policy == RAAS:
             here = request * (HEADS * HEAD_DIM) + dims
-            mean = tl.load(key_means_ptr + here, mask=inside & (seen > 1), other=0.0)
-            tl.store(key_means_ptr + here, mean + share * (key.to(tl.float32) - mean), mask=inside)
+            known = inside & (seen > 1)
+            _note_moments(key_means_ptr + here, key_variances_ptr + here, key, share, known, inside)
         if k_scale is not None:
             key = tl.div_rn(key.to(tl.float32), k_scale).to(key.dtype)
         if v_scale is not None:
@@ -180,12 +182,19 @@ def _store_decode_kernel(
         if policy == RAAS:
             here = request * (HEADS * GROUP * HEAD_DIM) + members
             known = present & (seen > 1)
-            mean = tl.load(query_means_ptr + here, mask=known, other=0.0)
-            variance = tl.load(query_variances_ptr + here, mask=known, other=0.0)
-            apart = query.to(tl.float32) - mean
-            tl.store(query_means_ptr + here, mean + share * apart, mask=present)
-            variance = (1.0 - share) * (variance + share * apart * apart)
-            tl.store(query_variances_ptr + here, variance, mask=present)
+            _note_moments(
+                query_means_ptr + here, query_variances_ptr + here, query, share, known, present
+            )
         if (policy == RAAS_PAPER) | (policy == H2O):
             here = row * (HEADS * GROUP * HEAD_DIM) + members
             tl.store(queries_ptr + here, query, mask=present)
+
+
+@triton.jit
+def _note_moments(means, variances, x, share, known, present):
+    """Moves mean and variance of each dimension on by a vector; what is not known yet is 0."""
+    mean = tl.load(means, mask=known, other=0.0)
+    variance = tl.load(variances, mask=known, other=0.0)
+    apart = x.to(tl.float32) - mean
+    tl.store(means, mean + share * apart, mask=present)
+    tl.store(variances, (1.0 - share) * (variance + share * apart * apart), mask=present)

@@ -8,9 +8,11 @@ import torch
 from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers
 from raas_kernels.layout import (
     AGEING,
+    BONUS,
+    LARGEST_SPREAD,
+    LEAST_SPREAD,
     MEMORY,
     PAPER_PAGE,
-    SPREAD,
     UNSCALED,
     DecodeBatch,
     KeyCaches,
@@ -83,13 +85,15 @@ def _note_moments(
     """Moves the moments of raas rows on: plain means at first, then ones that forget."""
     seen = (rows.step - rows.first_steps + 1)[:, None, None]
     share = (1 / seen).clamp(min=1 - math.exp(-1 / MEMORY))
-    mean = torch.where(seen > 1, buffers.query_means[rows.slots], 0.0)
-    variance = torch.where(seen > 1, buffers.query_variances[rows.slots], 0.0)
-    apart = q[rows.row].float() - mean
-    buffers.query_means[rows.slots] = mean + share * apart
-    buffers.query_variances[rows.slots] = (1 - share) * (variance + share * apart.square())
-    mean = torch.where(seen > 1, buffers.key_means[rows.slots], 0.0)
-    buffers.key_means[rows.slots] = mean + share * (k[rows.row].float() - mean)
+    for x, means, variances in (
+        (q, buffers.query_means, buffers.query_variances),
+        (k, buffers.key_means, buffers.key_variances),
+    ):
+        mean = torch.where(seen > 1, means[rows.slots], 0.0)
+        variance = torch.where(seen > 1, variances[rows.slots], 0.0)
+        apart = x[rows.row].float() - mean
+        means[rows.slots] = mean + share * apart
+        variances[rows.slots] = (1 - share) * (variance + share * apart.square())
 
 
 def score_tokens(
@@ -169,9 +173,11 @@ def _raas_victims(
     mean = state.query_means[row.slot].view(len(key), -1, key.shape[2])
     variance = state.query_variances[row.slot].view(len(key), -1, key.shape[2])
     logits = mean @ key.transpose(1, 2) * options.scaling
-    curvature = 0.5 * SPREAD * options.scaling**2
+    variance = variance * (0.5 * options.scaling**2)
+    common = (variance @ state.key_variances[row.slot][:, :, None]).clamp(min=1e-30)
+    spread = (BONUS / common).clamp(LEAST_SPREAD, LARGEST_SPREAD)
     apart = key - state.key_means[row.slot][:, None]
-    logits = logits + variance @ apart.square().transpose(1, 2) * curvature
+    logits = logits + spread * variance @ apart.square().transpose(1, 2)
     age = (row.step + 1 - heads.births).float() / row.budget
     importance = logits.log_softmax(2).logsumexp(1) - AGEING * age
     importance = importance + heads.value_norms.clamp(min=1e-30).log()

@@ -7,7 +7,8 @@ from raas_kernels import Policy
 from raas_sglang.policies.policy import NaiveHead, PolicyInfo, Vector, dot
 
 _MEMORY = 64  # steps
-_SPREAD = 4.0
+_BONUS = 4.0  # nats
+_LEAST_SPREAD, _LARGEST_SPREAD = 1.0, 8.0
 _AGEING = 1.0
 
 
@@ -24,13 +25,14 @@ class NaiveRaas(NaiveHead):
         self.means: list[list[float]] = []
         self.squares: list[list[float]] = []
         self.mean_key: list[float] = []
+        self.square_key: list[float] = []
 
     def victim(self, step: int) -> int:
         """The next of those that were chosen together."""
         return self.places.pop(0)
 
     def attend(self, step: int, queries: Sequence[Vector]) -> None:
-        """Moves the means of queries, their squares and keys on: plain at first, then forgetful."""
+        """Moves means of queries, keys and their squares on: plain at first, then forgetful."""
         self.seen += 1
         share = max(1 / self.seen, 1 - math.exp(-1 / _MEMORY))
         self.means = self.means or [[0.0] * len(query) for query in queries]
@@ -41,17 +43,24 @@ class NaiveRaas(NaiveHead):
         (key,) = (token.key for token in self.tokens.values() if token.birth == step)
         self.mean_key = self.mean_key or [0.0] * len(key)
         self.mean_key = [m + share * (x - m) for m, x in zip(self.mean_key, key, strict=True)]
+        self.square_key = self.square_key or [0.0] * len(key)
+        self.square_key = [
+            s + share * (x * x - s) for s, x in zip(self.square_key, key, strict=True)
+        ]
 
     def importance(self, step: int) -> dict[int, float]:
         """Logarithm of what the query heads expect of each token, its value's norm and its age."""
         shares = dict.fromkeys(self.tokens, -math.inf)
+        of_keys = _variance(self.mean_key, self.square_key)
         for mean, square in zip(self.means, self.squares, strict=True):
-            variance = [s - m * m for m, s in zip(mean, square, strict=True)]
+            variance = _variance(mean, square)
+            common = self.scaling**2 / 2 * dot(variance, of_keys)
+            spread = min(max(_BONUS / max(common, 1e-30), _LEAST_SPREAD), _LARGEST_SPREAD)
             logits = {}
             for place, token in self.tokens.items():
                 apart = [x - m for x, m in zip(token.key, self.mean_key, strict=True)]
                 bonus = self.scaling**2 / 2 * dot(variance, [x * x for x in apart])
-                logits[place] = self.scaling * dot(mean, token.key) + _SPREAD * bonus
+                logits[place] = self.scaling * dot(mean, token.key) + spread * bonus
             total = _log_sum(logits.values())
             for place, logit in logits.items():
                 shares[place] = _log_sum([shares[place], logit - total])
@@ -74,6 +83,11 @@ class NaiveRaas(NaiveHead):
         self.places = list(places)
 
 
+def _variance(mean: Vector, square: Vector) -> list[float]:
+    """Of each dimension, given the means of it and of its square."""
+    return [s - m * m for m, s in zip(mean, square, strict=True)]
+
+
 def _log_sum(logarithms: Iterable[float]) -> float:
     """Logarithm of a sum, given those of its parts."""
     parts = list(logarithms)
@@ -85,7 +99,7 @@ POLICY = PolicyInfo(
     Policy.RAAS,
     "Keeps the newest L/4 generated tokens, and of the older ones the milestones that queries "
     "like the recent ones are expected to use.",
-    "mean and variance of the recent queries, the mean of the recent keys, the norm of each value",
+    "mean and variance of the recent queries and keys, the norm of each value",
     "RaaS's budget and milestones (arXiv 2502.11147); the score is close to Expected Attention "
     "(arXiv 2510.00636), learned as the request goes",
     NaiveRaas,

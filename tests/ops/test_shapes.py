@@ -15,7 +15,14 @@ import torch
 
 from made_up_rows import OPTIONS, SMALL, Rows
 from raas_kernels import KeyCaches, KVScales, Policy, torch_ops
-from raas_kernels.layout import AGEING, BUDGET_UNIT, SPREAD, UNSCALED
+from raas_kernels.layout import (
+    AGEING,
+    BONUS,
+    BUDGET_UNIT,
+    LARGEST_SPREAD,
+    LEAST_SPREAD,
+    UNSCALED,
+)
 from raas_kernels.ops import implementation
 
 
@@ -48,7 +55,7 @@ def parts(record):
 
 # Relative and absolute errors of sums.
 ROUNDED = {"value_norms": 1e-5}
-ROUNDED |= dict.fromkeys(("query_means", "query_variances", "key_means"), 1e-4)
+ROUNDED |= dict.fromkeys(("query_means", "query_variances", "key_means", "key_variances"), 1e-4)
 WEIGHT = 1e-4
 # Of raas on a GPU, with keys of at most 16 bits. They are multiplied exactly, but a mean, a
 # variance and the square of a key's distance from the mean key are rounded to 16 bits first.
@@ -206,6 +213,9 @@ def error_of_importance(device, dtype, **cache):
     scales = [each.k_scale or 1.0 for each in rows.scales or [UNSCALED] * rows.layers]
     buffers.query_means.normal_(std=2, generator=rows.generator)
     buffers.query_variances.normal_(generator=rows.generator).square_()
+    # So that the spreads of heads are on both sides of their bounds, and between them.
+    width = torch.rand(buffers.key_variances[..., :1].shape, generator=rows.generator)
+    buffers.key_variances.copy_(10 ** (3 * width - 1.5))
     # The keys of a head have much in common, as those of models with a bias.
     shared = torch.randn(buffers.key_means[:, :1].shape, generator=rows.generator) * 3
     buffers.key_means.copy_(shared + torch.randn(shared.shape, generator=rows.generator) / 9)
@@ -225,7 +235,10 @@ def error_of_importance(device, dtype, **cache):
             table[:, slot].double().view(rows.layers, rows.heads, rows.group, 1, -1)
             for table in (buffers.query_means, buffers.query_variances)
         )
-        logits = (s * mean * key).sum(-1) + SPREAD * s**2 / 2 * (variance * key.square()).sum(-1)
+        of_keys = buffers.key_variances[:, slot].double()[:, :, None, None]
+        common = s**2 / 2 * (variance * of_keys).sum(-1)
+        spread = (BONUS / common).clamp(LEAST_SPREAD, LARGEST_SPREAD)
+        logits = (s * mean * key).sum(-1) + spread * s**2 / 2 * (variance * key.square()).sum(-1)
         norms, births = (
             table[:, slot, :, :budget].double() for table in (buffers.value_norms, buffers.births)
         )

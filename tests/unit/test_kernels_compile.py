@@ -20,10 +20,12 @@ RESERVED = 1024  # bytes of shared memory, for each program
 POINTERS = {
     **dict.fromkeys(("queries", "key_cache", "value_cache", "q", "k", "v"), "*bf16"),
     **dict.fromkeys(("logits", "scores", "weights", "value_norms"), "*fp32"),
-    **dict.fromkeys(("query_means", "query_variances", "key_means"), "*fp32"),
+    **dict.fromkeys(("query_means", "query_variances", "key_means", "key_variances"), "*fp32"),
     **dict.fromkeys(("pointers", "positions", "req_pool_indices", "out_cache_loc"), "*i64"),
 }
-SCALARS = dict.fromkeys(("scaling", "curvature", "least_share"), "fp32")
+SCALARS = dict.fromkeys(
+    ("scaling", "curvature", "bonus", "least_spread", "largest_spread", "least_share"), "fp32"
+)
 # As they are launched; Triton's defaults would be another kernel.
 LAUNCHED = {
     "list_due_rows": {},

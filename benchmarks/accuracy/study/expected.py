@@ -23,7 +23,11 @@ class Expected(Rule):
     Mean and variance of each query head run over the queries of late, as attention sees them.
 
     Attributes:
-        spread: Times the queries' variance.
+        spread: Times the queries' variance; 0 for what gives a common key the bonus.
+        bonus: Nats that the variance adds to a key that is as far from the mean key as the recent
+            keys are on average.
+        least: The smallest spread that this may take.
+        most: The largest.
         memory: Steps in which the moments forget by e; they begin as plain means.
         recency: Times the logarithm of 1 + age / L.
         linear: Times age / L.
@@ -38,7 +42,10 @@ class Expected(Rule):
 
     every: int = 0
     floor: float = 0.25
-    spread: float = 4.0
+    spread: float = 0.0
+    bonus: float = 4.0
+    least: float = 1.0
+    most: float = 8.0
     memory: float = 64.0
     recency: float = 0.0
     linear: float = 1.0
@@ -52,7 +59,8 @@ class Expected(Rule):
         super().begin(residents)
         shape = residents.queries.shape[2:]
         self._mean, self._square = residents.track(*shape), residents.track(*shape)
-        self._key = residents.track(residents.model.heads, residents.model.size)
+        key = residents.model.heads, residents.model.size
+        self._key, self._key_variance = residents.track(*key), residents.track(*key)
 
     def note(self, step: int, residents: Residents) -> None:
         super().note(step, residents)
@@ -63,11 +71,12 @@ class Expected(Rule):
             queries = turned(queries, cos, -sin)
         residents.live(self._mean).lerp_(queries, share)
         residents.live(self._square).lerp_(queries.square(), share)
-        if self.centred:
-            slot = residents.live(residents.slot)[..., None, None]
-            keys = residents.live(residents.keys)
-            key = keys.gather(3, slot.expand(*slot.shape[:-1], keys.shape[-1]))[..., 0, :]
-            residents.live(self._key).lerp_(key.float(), share)
+        slot = residents.live(residents.slot)[..., None, None]
+        keys = residents.live(residents.keys)
+        key = keys.gather(3, slot.expand(*slot.shape[:-1], keys.shape[-1]))[..., 0, :].float()
+        apart = key - residents.live(self._key)
+        residents.live(self._key).add_(share * apart)
+        residents.live(self._key_variance).add_(share * apart.square()).mul_(1 - share)
 
     def importance(self, step: int, residents: Residents) -> Tensor:
         mean = residents.live(self._mean)
@@ -75,10 +84,11 @@ class Expected(Rule):
         if self.ahead:
             mean, variance = self._turned_on(step, mean, variance, residents)
         scale = residents.model.scale
+        half_variance = variance * (0.5 * scale**2)
         found, lse = expected(
             mean * scale,
-            variance * (0.5 * self.spread * scale**2),
-            residents.live(self._key),
+            half_variance * (self.spread or self._spread(half_variance, residents)),
+            residents.live(self._key) * self.centred,
             residents.keys,
             residents.prompts.keys,
             residents.where(),
@@ -90,6 +100,12 @@ class Expected(Rule):
         age = (step - residents.live(residents.birth)) / residents.budget
         norms = residents.live(residents.norms).clamp(min=LEAST_NORM)
         return of_group + norms.log() - self.recency * age.log1p() - self.linear * age
+
+    def _spread(self, half_variance: Tensor, residents: Residents) -> Tensor:
+        """Of each query head, [layers, rows, H, G, 1]."""
+        of_keys = residents.live(self._key_variance)[..., None, :]
+        common = (half_variance * of_keys).sum(-1, keepdim=True)
+        return (self.bonus / common.clamp(min=1e-30)).clamp(self.least, self.most)
 
     def _turned_on(
         self, step: int, mean: Tensor, variance: Tensor, residents: Residents

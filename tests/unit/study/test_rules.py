@@ -107,7 +107,7 @@ def test_a_shift_of_all_keys_changes_no_choice(model):
         decoder.run(rule)
         with torch.inference_mode():
             decoder.residents.keys += shift
-            rule._key += shift * rule.centred  # they have been so all along
+            rule._key += shift  # they have been so all along
             return rule.importance(STEPS - 1, decoder.residents)
 
     torch.testing.assert_close(scores("raas", 0.5), scores("raas", 0), atol=1e-3, rtol=1e-3)
