@@ -10,11 +10,18 @@ class StandIn:
 
     Args:
         endpoint: Where the trace is published.
+
+    Attributes:
+        speaks: While it is not set, texts of tokens are waited for.
     """
 
     def __init__(self, endpoint: str) -> None:
+        self.speaks = threading.Event()
+        self.speaks.set()
+
         class Handler(_Handler):
             info = {"kv_trace_endpoint": endpoint, "tp_size": 1, "dp_size": 1}  # noqa: RUF012
+            speaks = self.speaks
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -30,11 +37,13 @@ class StandIn:
 
 class _Handler(BaseHTTPRequestHandler):
     info: dict[str, object]
+    speaks: threading.Event
 
     def do_GET(self) -> None:
         self._answer(self.info)
 
     def do_POST(self) -> None:
+        self.speaks.wait()
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._answer({"text": ["".join(f" w{i}" for i in ids) for ids in asked["tokens"]]})
 

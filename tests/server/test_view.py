@@ -236,6 +236,23 @@ def publish(page, endpoint, request, name):
     publisher.close()
 
 
+def test_words_that_come_late_are_shown(browser, tmp_path):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    told = MadeUpRequest("late", seed=3)
+    with StandIn(endpoint) as server:
+        view = ViewProcess("--server", server.url, log=tmp_path / "log")
+        with view:
+            page = open_page(browser, view.url)
+            server.speaks.clear()
+            publish(page, endpoint, told, "late")
+            choose(page, "late")
+            expect(page.locator("#at")).to_have_text(f"{told.step} of {told.step}")
+            expect(page.locator("#words > span")).to_have_count(0)
+            server.speaks.set()
+            expect(page.locator("#words > span")).to_have_count(told.step + 1)
+            page.close()
+
+
 def test_what_was_recorded_outlives_the_server_and_the_viewer(browser, tmp_path):
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     first, second = MadeUpRequest("before", seed=1), MadeUpRequest("after", seed=2)

@@ -14,6 +14,9 @@ const timeline = new Timeline($("lives"), { hover, goTo });
 const view = { key: null, at: null, answer: null };
 let busy = false;
 let stale = false;
+// Texts of tokens come from the server, which may take its time when nothing else is new.
+const WORDS_LATER_MS = 200;
+let later;
 let viewer;
 // Whether the chosen token stays chosen while the pointer moves on.
 let pinned = false;
@@ -80,6 +83,8 @@ async function refresh() {
     showNumbers(answer);
     timeline.show(answer);
     token.update(view);
+    clearTimeout(later);
+    if (answer.words_from + answer.words.length < answer.tokens) later = setTimeout(refresh, WORDS_LATER_MS);
   }
   busy = false;
 }
