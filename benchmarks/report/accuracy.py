@@ -145,18 +145,27 @@ def study() -> str:
 
 
 def loss() -> str:
-    """What rules cost a model on given texts: how much more loss than with a dense cache."""
-    rows = {(row["method"], row["texts"]): row for row in stored_rows("rule_loss")}
-    if not rows:
-        return NOTHING
-    methods, texts = (list(dict.fromkeys(each)) for each in zip(*rows, strict=True))
+    """What rules cost models on given texts: how much more loss than with a dense cache."""
+    models: dict[str, list[Row]] = {}
+    for row in stored_rows("rule_loss"):
+        models.setdefault(row["run"]["model"], []).append(row)
+    return "\n\n".join(_of_model(model, rows) for model, rows in models.items()) or NOTHING
 
-    def cell(method: str, name: str) -> str:
-        row = rows[method, name]
-        return f"{row['more']:.3f} ± {row['error']:.3f}"
 
-    lines = [[STUDIED[method], *(cell(method, name) for name in texts)] for method in methods]
-    return markdown(["loss more than dense, nats a token", *texts], lines)
+def _of_model(model: str, rows: Iterable[Row]) -> str:
+    found = {(row["method"], (row["task"], row["budget"])): row for row in rows}
+    cells = list(dict.fromkeys(cell for _, cell in found))
+    lines = []
+    for method, name in STUDIED.items():
+        of_method = [found.get((method, cell)) for cell in cells]
+        if method != "dense" and any(of_method):
+            lines.append([name, *("" if row is None else _loss(row) for row in of_method)])
+    head = f"{model}: loss more than dense, nats a token"
+    return markdown([head, *(f"{task}, {budget}" for task, budget in cells)], lines)
+
+
+def _loss(row: Row) -> str:
+    return f"{row['more']:.3f} ± {row['error']:.3f}"
 
 
 def _of_task(task: str, group: Group) -> str:

@@ -10,7 +10,7 @@ cache. Every token counts, so a few texts tell rules apart, also on a model that
 right. Texts come from data sets or from the dense cells of stored samples (`texts.py`).
 
 The file has a line for each text and cell; `loss` (in nats) and `same` are sums over its `tokens`.
-If a run stops, the same command continues it.
+If a run stops, the same command continues it. `losses.py` makes rows of it.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.accuracy.samples import SampleFile, about_run, add_file_flags, read_samples
-from benchmarks.accuracy.significance import ratio
+from benchmarks.accuracy.samples import SampleFile, about_run, add_file_flags, read_with_runs
 from benchmarks.accuracy.study.decoder import prefill
+from benchmarks.accuracy.study.losses import summarise, table
 from benchmarks.accuracy.study.model import Model, add_device_flags, asked_model
 from benchmarks.accuracy.study.prompts import chat_prompt, plain_ids
 from benchmarks.accuracy.study.rules import make_rule
@@ -56,7 +56,7 @@ def main() -> int:
                         file.write(sample)
                 print(f"{name} {method} L = {budget}: {time.monotonic() - began:.1f} s", flush=True)
     file.close()
-    print("\n".join(table(list(read_samples(args.out)))))
+    print("\n".join(table(row for _, row in summarise(read_with_runs(args.out)))))
     return 0
 
 
@@ -134,30 +134,6 @@ class Forced:
             self._teacher = Teacher(self.model, self._prompts, budget, self.answers)
         self._teacher.decode(make_rule(method))
         return self._teacher.loss.clone(), self._teacher.output.clone()
-
-
-def table(samples: Sequence[Sample]) -> list[str]:
-    """Returns lines of Markdown: what each rule costs, with the standard error over texts."""
-    cells: dict[tuple[str, int], dict[str, dict[int, Sample]]] = {}
-    for one in samples:
-        methods = cells.setdefault((one["task"], one["budget"]), {})
-        methods.setdefault(one["method"], {})[one["index"]] = one
-    lines = [
-        "| texts, L | method | n | tokens | loss | more than dense | the same choice, % |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for (task, budget), methods in cells.items():
-        for method, found in methods.items():
-            tokens = [one["tokens"] for one in found.values()]
-            more = [one["loss"] - methods["dense"][index]["loss"] for index, one in found.items()]
-            loss, _ = ratio([one["loss"] for one in found.values()], tokens)
-            excess, error = ratio(more, tokens)
-            same, _ = ratio([one["same"] for one in found.values()], tokens)
-            lines.append(
-                f"| {task}, {budget} | {method} | {len(found)} | {sum(tokens)} | {loss:.4f} | "
-                f"{excess:+.4f} ± {error:.4f} | {100 * same:.1f} |"
-            )
-    return lines
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,12 +10,13 @@ from transformers import (
 )
 
 from benchmarks.accuracy.samples import read_samples
-from benchmarks.accuracy.study import forced
+from benchmarks.accuracy.study import forced, losses
 from benchmarks.accuracy.study.decoder import prefill
 from benchmarks.accuracy.study.model import Model
 from benchmarks.accuracy.study.rules import make_rule
 from benchmarks.accuracy.study.teacher import Teacher
 from benchmarks.accuracy.study.texts import read_texts
+from benchmarks.accuracy.summary import read_rows
 from reasoner import REASONER
 from study_models import BUDGET, CONFIGS, PROMPTS, decode
 
@@ -105,6 +106,13 @@ def test_the_loss_of_given_answers_is_stored_and_summed_up(sources, monkeypatch,
         assert forced.main() == 0
     samples = list(read_samples(out))
     assert len(samples) == 4 * 2 * 3
+    monkeypatch.setattr("sys.argv", ["losses", str(out), "--out", str(sources / "rows.jsonl")])
+    assert losses.main() == 0
+    stored = read_rows(sources / "rows.jsonl")
+    assert len(stored) == 2 * 3
+    for row in stored:
+        assert (row["n"], row["run"]["model"]) == (4, "reasoner")
+        assert (row["method"] == "dense") == (row["more"] == 0)
     for one in samples:
         assert one["tokens"] == 64 - 1 - one["budget"]
         assert (one["method"] == "dense") <= (one["same"] == one["tokens"])
