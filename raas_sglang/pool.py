@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
 
 from raas_kernels import DecodeBatch, KeyCaches, KVScales
 from raas_kernels.layout import UNSCALED, StepOptions
@@ -67,10 +67,11 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         self.key_caches = KeyCaches.of([keys.view(self.dtype) for keys in self.k_buffer], scales)
         self.value_caches = [values.view(self.dtype) for values in self.v_buffer]
         self.scales = list(scales) or [UNSCALED] * self.layer_num
+        self._indices = {layer_id: index for index, layer_id in enumerate(self.model_layer_ids)}
 
     def is_last(self, layer: "RadixAttention") -> bool:
-        """Whether a layer is this rank's last, after which a step ends."""
-        return bool(self._index(layer) == self.layer_num - 1)
+        """Whether a layer is the last that has keys and values, after which a step ends."""
+        return bool(self._indices[layer.layer_id] == self.layer_num - 1)
 
     def claim_slots(self, rows: DecodeBatch) -> None:
         """Begins a decode step: finds the slots that it stores to, for all layers.
@@ -96,7 +97,7 @@ class RaasTokenToKVPool(MHATokenToKVPool):
             v: [B, H * D] or [B, H, D] values.
             rows: The decode batch.
         """
-        index = self._index(layer)
+        index = self._indices[layer.layer_id]
         self.ops.store_decode(
             q.view(-1, layer.tp_q_head_num, self.head_dim),
             k.view(-1, self.head_num, self.head_dim),
@@ -153,22 +154,24 @@ class RaasTokenToKVPool(MHATokenToKVPool):
         victims = next_victims(options.policy, generated, options.budget)
         restore_state(self.state.buffers, slot, options.policy, tokens, torch.stack(norms), victims)
 
-    def _index(self, layer: "RadixAttention") -> int:
-        index: int = layer.layer_id - self.start_layer
-        return index
-
 
 def pool_of(allocator: Any) -> RaasTokenToKVPool:
     """Returns the pool behind SGLang's allocator, as of `require_pool`."""
     return require_pool(allocator.get_kvcache())
 
 
+def unwrapped(pool: Any) -> Any:
+    """Returns what holds keys and values: a pool, or its part beside that of linear attention."""
+    return pool.full_kv_pool if type(pool) is HybridLinearKVPool else pool
+
+
 def require_pool(pool: Any) -> RaasTokenToKVPool:
-    """Returns a pool of SGLang's that is ours.
+    """Returns a pool of SGLang's that is ours, or the part of it that is.
 
     Raises:
         RuntimeError: SGLang built another pool, so that evicting would corrupt memory.
     """
+    pool = unwrapped(pool)
     if not isinstance(pool, RaasTokenToKVPool):
         raise RuntimeError(
             f"--kv-policy must run on {RaasTokenToKVPool.__name__}, got {type(pool).__name__}; "

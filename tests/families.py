@@ -1,10 +1,13 @@
 """Tiny models of the families that people serve; random weights whose greedy text varies."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from reasoner import REASONER
 
 SHAPE = {
     **{"vocab_size": 128, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2},
@@ -22,6 +25,19 @@ GRANITE = {
     **{"residual_multiplier": 0.5, "logits_scaling": 0.5},
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# Neither the first nor the last layer has keys and values.
+LINEAR = {
+    **{"num_hidden_layers": 5, "full_attention_interval": 2},
+    "layer_types": ["linear_attention", "full_attention"] * 2 + ["linear_attention"],
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+    "rms_norm_eps": 1e-3,  # or the norm after it makes much of little
+}
+NO_SHARED = {"num_experts": 4, "shared_expert_intermediate_size": 0}
+VISION = {
+    **{"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2},
+    "num_position_embeddings": 16,
+}
 # Name of transformers' configuration, and what differs from the shape and from its own defaults.
 FAMILIES = {
     "llama": ("LlamaConfig", {**WIDE, "rope_parameters": LLAMA3}),
@@ -31,6 +47,14 @@ FAMILIES = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", WIDE),
     "qwen3-moe": ("Qwen3MoeConfig", {**WIDE, **EXPERTS, "num_experts": 4}),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        {**WIDE, **EXPERTS, **LINEAR, **NO_SHARED},
+    ),
+    "qwen3.5": ("Qwen3_5TextConfig", {**WIDE, **LINEAR}),
+    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**WIDE, **EXPERTS, **LINEAR, **NO_SHARED}),
+    "qwen3.5-vision": ("Qwen3_5Config", {**WIDE, **LINEAR}),
+    "qwen3.5-moe-vision": ("Qwen3_5MoeConfig", {**WIDE, **EXPERTS, **LINEAR, **NO_SHARED}),
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "glm4": ("Glm4Config", WIDE),
     "glm4-moe": (
@@ -82,11 +106,24 @@ def make_model(family: str, path: Path, dtype: torch.dtype = torch.float32, **ot
         **others: What else its configuration is to have.
     """
     config, changes = {**FAMILIES, **GPU_FAMILIES, **REFUSED_FAMILIES}[family]
+    kind, made = transformers.AutoModelForCausalLM, getattr(transformers, config)
+    values = {**SHAPE, **changes, **others}
+    if "vision_config" in made.sub_configs:
+        kind, values = transformers.AutoModelForImageTextToText, _with_vision(values, path)
     torch.manual_seed(4)
-    model = transformers.AutoModelForCausalLM.from_config(
-        getattr(transformers, config)(**{**SHAPE, **changes, **others}), dtype=dtype
-    )
+    model = kind.from_config(made(**values), dtype=dtype)
     for name, parameter in model.named_parameters():  # fresh biases are 0, and norms 1
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, *((-0.3, 0.3) if "bias" in name else (0.5, 1.5)))
-    model.save_pretrained(path)
+    weights = {name: value for name, value in model.state_dict().items() if value.numel()}
+    model.save_pretrained(path, state_dict=weights)
+
+
+def _with_vision(text: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A model that reads text, and could look at images, for which SGLang wants a processor."""
+    for file in REASONER.glob("tokenizer*"):
+        shutil.copy(file, path)
+    transformers.Qwen2VLImageProcessor().save_pretrained(path)
+    transformers.Qwen3VLVideoProcessor().save_pretrained(path)
+    vision = {**VISION, "out_hidden_size": text["hidden_size"]}
+    return {"text_config": text, "vision_config": vision}

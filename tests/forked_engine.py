@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
@@ -89,6 +90,10 @@ def _prepare(with_raas: bool) -> None:
     from sglang.srt.models.registry import ModelRegistry, import_model_classes
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.path.append(str(Path(__file__).parent / "plugins" / "linear"))
+    import linear_plugin
+
+    linear_plugin.register()
     # The reasoner has a class of its own for Qwen2.
     ModelRegistry.models = import_model_classes("sglang.srt.models")
     ModelRegistry._default_models_loaded = True

@@ -30,7 +30,7 @@ class MaskedModel:
     """A model in float32, with the eager attention of its own file under another mask.
 
     Attributes:
-        layers: What each layer was given when a text was read last.
+        layers: What each layer that has keys and values was given when a text was read last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class MaskedModel:
         visible[..., len(prompt) :, len(prompt) :] = kept
         self._visible, self.layers = visible, {}
         logits = self._model(torch.tensor([ids]), use_cache=False).logits[0]
-        assert sorted(self.layers) == list(range(len(kept))), "a layer went past the mask"
+        assert len(self.layers) == len(kept), "a layer went past the mask"
         return logits[len(prompt) - 1 :].log_softmax(-1)
 
     def _attend(
@@ -75,8 +75,8 @@ class MaskedModel:
         scaling: float,
         **kwargs: Any,
     ) -> Any:
-        self.layers[module.layer_idx] = Attended(query[0], key[0], value[0], scaling)
-        visible = self._visible[module.layer_idx]
+        visible = self._visible[len(self.layers)]
+        self.layers[len(self.layers)] = Attended(query[0], key[0], value[0], scaling)
         visible = visible.repeat_interleave(query.shape[1] // key.shape[1], 0)[None]
         mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
         eager = sys.modules[type(module).__module__].eager_attention_forward

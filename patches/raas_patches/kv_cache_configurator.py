@@ -1,9 +1,9 @@
 """`sglang.srt.mem_cache.kv_cache_configurator`: our pool, and the memory of its eviction state.
 
 Why: the pool owns what the slots hold, and the state of the request slots must fit beside it. How:
-SGLang picks the pool's class itself; we pass a subclass to the builder that it would have called
-anyway, and take the state off the budget from which it sizes the pool. Remove when: the class can
-be chosen, and can say what it needs for each request.
+SGLang picks the pool's class itself; we put a subclass in its place, and take the state off the
+budget from which it sizes the pool. Remove when: the class can be chosen, and can say what it needs
+for each request.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sglang.srt.runtime_context import get_parallel, get_schedule
 from raas_patches.active import attach_request_slots, request_slots_of, required_config
 from raas_patches.model_support import kv_scales, require_model
 from raas_patches.seam import Seam
-from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.pool import RaasTokenToKVPool, require_pool
 from raas_sglang.request_slots import reserve_slots
 from raas_sglang.state import EvictionState, StateShape
 
@@ -47,23 +47,12 @@ def resolve_max_num_reqs(
     return min(max_num_reqs, request_slots_of(self.server_args))
 
 
-def build_mha_kv_pool(
-    original: Callable[..., KVCache],
-    self: "KVCacheConfigurator",
-    *,
-    max_total_num_tokens: int,
-    mha_pool_class: type,
-    quant_method: Any = None,
-) -> KVCache:
-    """Around `_build_mha_kv_pool`: the plain pool becomes ours, any other stays."""
-    if mha_pool_class is MHATokenToKVPool:
-        mha_pool_class = RaasTokenToKVPool
-    return original(
-        self,
-        max_total_num_tokens=max_total_num_tokens,
-        mha_pool_class=mha_pool_class,
-        quant_method=quant_method,
-    )
+def resolve_kv_pool_class(resolved: type, self: "KVCacheConfigurator", **_: Any) -> type:
+    """After `_resolve_kv_pool_class`: the plain pool becomes ours, any other stays.
+
+    It may be a part of another, as where a model has linear attention too.
+    """
+    return RaasTokenToKVPool if resolved is MHATokenToKVPool else resolved
 
 
 def build_token_to_kv_pool(
@@ -71,17 +60,19 @@ def build_token_to_kv_pool(
 ) -> KVCache:
     """After `_build_token_to_kv_pool`: gives the pool its eviction state, or ends the process."""
     require_model(self.model, self.model_config, pool)
-    shape = _shape(self)
+    ours, shape = require_pool(pool), _shape(self)
     head_offset = get_parallel().attn_tp_rank * shape.heads
-    config, scales = required_config(self.server_args), kv_scales(self.model, pool)
-    pool.attach(config, req_to_token_pool, shape, head_offset, self.forward_stream, scales)
+    config, scales = required_config(self.server_args), kv_scales(self.model, ours)
+    ours.attach(config, req_to_token_pool, shape, head_offset, self.forward_stream, scales)
     return pool
 
 
 def _shape(self: "KVCacheConfigurator") -> StateShape:
-    ranks = get_parallel().attn_tp_size
+    ranks, layers = get_parallel().attn_tp_size, self.layer_info.num_effective_layers
+    if self.mambaish_config is not None:
+        layers = len(self.mambaish_config.full_attention_layer_ids)
     return StateShape(
-        layers=self.layer_info.num_effective_layers,
+        layers=layers,
         heads=self.model_config.get_num_kv_heads(ranks),
         query_heads=self.model_config.get_num_attention_heads(ranks),
         head_dim=self.model_config.head_dim,
@@ -118,11 +109,11 @@ SEAMS = (
         "tests/unit/test_request_slots.py::test_what_was_asked_for_is_sized_for_or_refused",
     ),
     Seam(
-        _PATH + "_build_mha_kv_pool",
-        HookType.AROUND,
-        build_mha_kv_pool,
-        ("self", "max_total_num_tokens", "mha_pool_class", "quant_method"),
-        "puts our subclass where SGLang builds its KV pool",
+        _PATH + "_resolve_kv_pool_class",
+        HookType.AFTER,
+        resolve_kv_pool_class,
+        ("self", "kind", "default"),
+        "puts our subclass where SGLang picks the class of its KV pool",
         "SGLang lets the pool's class be chosen",
         "tests/server/test_budget.py::test_resident_length_stops_at_the_budget",
     ),

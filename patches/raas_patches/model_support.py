@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.runtime_context import get_memory, get_schedule
 
 from raas_kernels import KVScales
-from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.pool import RaasTokenToKVPool, unwrapped
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -32,6 +33,14 @@ PLAIN = {
 }
 # What all layers must have in common: one pool, one page table and one launch serve them all.
 EQUAL = ("tp_q_head_num", "tp_k_head_num", "tp_v_head_num", "qk_head_dim", "v_head_dim", "scaling")
+# Models some of whose layers have linear attention, of the kinds that are tested.
+LINEAR = (
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _FLOAT8_CAPABILITY = (8, 9)  # the first GPUs that convert it
 
@@ -45,15 +54,18 @@ def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
         pool: The KV cache that SGLang built for it.
 
     Raises:
-        RuntimeError: one is not, or the pool is not the plain one.
+        RuntimeError: one is not, or the pool is not the plain one, alone or beside the states of
+            linear attention that RaaS is tested with.
     """
-    name = type(model).__name__
+    name, whole, pool = type(model).__name__, pool, unwrapped(pool)
     if type(pool) is not RaasTokenToKVPool:
         raise RuntimeError(
             f"--kv-policy must run on a plain MHA KV cache, got {type(pool).__name__} for {name}; "
-            "MLA, sliding-window, linear-attention and other caches are not supported: "
+            "MLA, sliding-window and other caches are not supported: "
             "remove --kv-policy for this model"
         )
+    if pool is not whole:
+        _require_linear_attention(name, pool.dtype)
     if pool.dtype not in _DTYPES:
         raise RuntimeError(
             f"--kv-policy must run on keys and values of bfloat16, float16, float32 or "
@@ -68,14 +80,40 @@ def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
                 f"capability 8.9 or later, got {capability}; use --kv-cache-dtype bfloat16"
             )
     layers = [module for module in model.modules() if isinstance(module, RadixAttention)]
-    expected = range(pool.start_layer, pool.start_layer + pool.layer_num)
-    problems = [*_unlike_plain(layers), *_unequal(layers), *_not_one_each(layers, expected)]
+    problems = [*_unlike_plain(layers), *_unequal(layers)]
+    problems += _not_one_each(layers, pool.model_layer_ids)
     if model_config.has_attention_sinks:
         problems.append("attention sinks")
     if problems:
         raise RuntimeError(
             f"--kv-policy must run on models whose layers all attend to the whole text in the same "
             f"way, got {name} with {'; '.join(problems)}; remove --kv-policy for this model"
+        )
+
+
+def _require_linear_attention(name: str, dtype: torch.dtype) -> None:
+    """Its state is that of the whole text; of a part of it there is none."""
+    if name not in LINEAR:
+        raise RuntimeError(
+            f"--kv-policy must run on linear attention of {', '.join(LINEAR)}, got {name}; "
+            "remove --kv-policy for this model"
+        )
+    if dtype.itemsize == 1:
+        raise RuntimeError(
+            f"--kv-policy is not tested with --kv-cache-dtype fp8_e4m3 for {name}, beside whose "
+            "layers with keys and values are others; use --kv-cache-dtype bfloat16"
+        )
+    if get_memory().enable_hierarchical_cache:
+        raise RuntimeError(
+            f"--kv-policy does not work together with --enable-hierarchical-cache for {name}; "
+            "remove one of them: the state of linear attention in the host's memory is not tested"
+        )
+    schedule = get_schedule()
+    if schedule.enable_priority_scheduling and not schedule.disable_priority_preemption:
+        raise RuntimeError(
+            f"--kv-policy does not work together with preemption for {name}, since what was given "
+            "up cannot be left out of linear attention when a request is computed again; "
+            "use --disable-priority-preemption"
         )
 
 
@@ -130,7 +168,7 @@ def _unequal(layers: list[RadixAttention]) -> Iterator[str]:
             yield f"{attribute} that differs by layer ({', '.join(map(str, values))})"
 
 
-def _not_one_each(layers: list[RadixAttention], expected: range) -> Iterator[str]:
+def _not_one_each(layers: list[RadixAttention], expected: tuple[int, ...]) -> Iterator[str]:
     """Layers that share their keys and values with others, or have none.
 
     SGLang's Transformers backend has its layers where they cannot be seen.

@@ -65,6 +65,21 @@ def compute_max_prefix_len(
     return int(self.raas.matchable_len(original(self, input_len)))
 
 
+def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
+    """After it: no state of linear attention is kept for the tree, once that takes no more.
+
+    SGLang would hold the logical length of the state against the slots of the request.
+    """
+    if self.mamba_track_mask_cpu is None:
+        return
+    for mask, ends in (
+        (self.mamba_track_mask_cpu, [req.raas.has_overwritten for req in self.reqs]),
+        (self.mamba_track_mask_next_cpu, [req.raas.is_saturated for req in self.reqs]),
+    ):
+        if mask is not None:
+            mask[:] = [kept and not ended for kept, ended in zip(mask, ends, strict=True)]
+
+
 def new_tokens_required_next_decode(
     original: Callable[..., int],
     self: "ScheduleBatch",
@@ -126,6 +141,15 @@ SEAMS = (
         "keeps a retracted request off shared generated tokens",
         _UNTIL,
         "tests/memory/test_memory_model.py::test_random_operations_keep_the_invariants",
+    ),
+    Seam(
+        _PATH + "ScheduleBatch.prepare_for_decode",
+        HookType.AFTER,
+        prepare_for_decode,
+        ("self",),
+        "keeps no state of linear attention of a text that the tree takes no more of",
+        _UNTIL,
+        "tests/server/test_linear_attention.py::test_dense_identity",
     ),
     Seam(
         _PATH + "ScheduleBatch.new_tokens_required_next_decode",

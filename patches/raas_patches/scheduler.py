@@ -5,19 +5,22 @@ pool holds. A prompt close to the pool's size is left with no token to generate,
 for memory. And a retracted request goes back to the queue of those that never ran: the limits of
 that queue end it, though it had been admitted; and a request that SGLang ends there, or between two
 chunks of a prompt, is answered without prompt length, report and the tokens that were not sent yet.
-And a hierarchical cache that started without a storage backend can be given one later. How:
-admission reserves what a bounded request can hold, only the context length limits its tokens, and
-whatever can never be admitted is refused. The server's process has refused most of that already;
-only here are the tokens of a session and of images known. The limits of the queue see new requests
-alone, whatever is ended is answered as one that runs, and no storage backend is attached. Remove
-when: SGLang asks a request how many slots it may take, and keeps retracted requests apart from new
-ones; and when storage backends are tested.
+And a hierarchical cache that started without a storage backend can be given one later. And linear
+attention cannot be computed again without the tokens that a request gave up. How: admission
+reserves what a bounded request can hold, only the context length limits its tokens, and whatever
+can never be admitted is refused. The server's process has refused most of that already; only here
+are the tokens of a session and of images known. The limits of the queue see new requests alone,
+whatever is ended is answered as one that runs, no storage backend is attached, and a request that
+would leave tokens out of linear attention is not put into the queue. Remove when: SGLang asks a
+request how many slots it may take, and keeps retracted requests apart from new ones; and when
+storage backends are tested.
 """
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.io_struct import AttachHiCacheStorageReqOutput
+from sglang.srt.managers.io_struct import AbortReq, AttachHiCacheStorageReqOutput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.plugins.hook_registry import HookType
 
@@ -28,9 +31,13 @@ from raas_sglang.life.reservation import is_bounded
 from raas_sglang.life.room import Room
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.io_struct import AbortReq
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler import Scheduler
+
+NO_GAP = (
+    "generated tokens before kv_prompt_len + kv_budget cannot be left out when a model with linear "
+    "attention computes a request again; send the text so far as a prompt, without kv_prompt_len"
+)
 
 
 def get_prefill_adder_class(_: type, self: "Scheduler") -> type[ReservingPrefillAdder]:
@@ -76,7 +83,15 @@ def send_abort_output(_: Any, self: "Scheduler", abort_req: "AbortReq", req: "Re
 def abort_on_queued_limit(
     original: Callable[["Scheduler", "Req"], bool], self: "Scheduler", recv_req: "Req"
 ) -> bool:
-    """Around `_abort_on_queued_limit`: does not turn a retracted request away, nor count it."""
+    """Around `_abort_on_queued_limit`: does not turn a retracted request away, nor count it.
+
+    One that would be computed again without what it gave up, which linear attention has seen, ends.
+    """
+    if recv_req.raas.skipped_len and self.tree_cache.supports_mamba():
+        status = None if _has_run(recv_req) else HTTPStatus.BAD_REQUEST
+        reason: Any = {"type": "abort", "message": NO_GAP, "status_code": status}
+        self.send_abort_output(AbortReq(rid=recv_req.rid, finished_reason=reason), recv_req)
+        return True
     return False if _has_run(recv_req) else _among_new(original, self, recv_req)
 
 
@@ -146,7 +161,7 @@ SEAMS = (
         HookType.AROUND,
         abort_on_queued_limit,
         ("self", "recv_req"),
-        "keeps a retracted request in a full queue",
+        "keeps a retracted request in a full queue, or ends one that cannot be computed again",
         _TELLS,
         "tests/unit/test_waiting_queue.py::test_a_retracted_request_is_never_turned_away",
     ),

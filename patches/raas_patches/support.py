@@ -65,6 +65,13 @@ REFUSALS = (
         "remove it: SGLang's attention does not multiply by the scales that its store divides by",
     ),
     Refusal("--enable-page-major-kv-layout", _is_set("enable_page_major_kv_layout"), "remove it"),
+    Refusal(
+        "--mamba-radix-cache-strategy",
+        lambda chosen: chosen.mamba_radix_cache_strategy == "extra_buffer_lazy",
+        "use extra_buffer or no_buffer",
+    ),
+    Refusal("--enable-int8-mamba-checkpoint", _is_set("enable_int8_mamba_checkpoint"), "remove it"),
+    Refusal("--enable-linear-replayssm", _is_set("enable_linear_replayssm"), "remove it"),
     Refusal("--enable-unified-memory", _is_set("enable_unified_memory"), "remove it"),
     Refusal(
         "--enable-mixed-chunk",

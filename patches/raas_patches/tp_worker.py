@@ -12,6 +12,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from raas_patches.active import required_config
 from raas_patches.seam import Seam
+from raas_sglang.pool import require_pool
 from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.trace.sampler import TokenSampler, TracedRequest
 
@@ -30,7 +31,7 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
     ranks = get_parallel()
     replica = ranks.dp_rank or 0
     offset = replica * ranks.tp_size + ranks.tp_rank
-    pool = self.model_runner.token_to_kv_pool
+    pool = require_pool(self.model_runner.token_to_kv_pool)
     buffers = pool.state.buffers
     endpoint = endpoint_of_rank(config.kv_trace_endpoint, offset)
     publisher = TracePublisher(endpoint, buffers.births.nbytes + buffers.weights.nbytes)
@@ -47,7 +48,8 @@ def forward_batch_generation(
     _: Any, self: "TpModelWorker", batch: "ScheduleBatch | None", *args: Any, **kwargs: Any
 ) -> None:
     """After `forward_batch_generation`, on its stream: samples a decode step now and then."""
-    sampler = self.model_runner.token_to_kv_pool.token_sampler
+    sampler = require_pool(self.model_runner.token_to_kv_pool).token_sampler
+    assert sampler is not None, "hooked only where a trace was asked for"
     if batch is not None and batch.forward_mode.is_decode() and sampler.is_due():
         requests = [
             TracedRequest(req.rid, req.raas, req.origin_input_ids, req.output_ids)

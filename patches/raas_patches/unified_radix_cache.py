@@ -3,7 +3,9 @@
 Why: the tree keeps what a request computed, so that others may share it. A slot that a request
 overwrites in place must not be shared. How: SGLang passes the length that the tree may take, and
 frees the rest itself; for a request that overwrites, the hook passes the length of the prompt.
-Remove when: SGLang asks a request how much of it the tree may take.
+Where a model has linear attention it passes none: the prompt is in the tree since it was prefilled,
+and SGLang would keep the state after the whole text as that after the prompt. Remove when: SGLang
+asks a request how much of it the tree may take.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,10 @@ def checkpoint(
     """Around it: keeps `tree_purity`, and notes that plans with the old slots no longer hold."""
     # The tree may exchange slots of the prompt for its own.
     pool_of(self.token_to_kv_pool_allocator).state.slots_changed()
-    original(self, req, up_to=req.raas.shareable_len(up_to, req.finished()), **kwargs)
+    shared = req.raas.shareable_len(up_to, req.finished())
+    if shared < up_to and self.supports_mamba():
+        shared = 0  # the only state of linear attention is that after the whole text
+    original(self, req, up_to=shared, **kwargs)
 
 
 SEAMS = (

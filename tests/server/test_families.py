@@ -37,8 +37,8 @@ REFUSALS = {
     "llama4": "Llama4ForCausalLM with chunked local attention (use_irope True) in layers 0, 1",
     "smollm3": "TransformersForCausalLM with not one attention for each KV cache in layers 0, 1",
 }
-# Nats; both sides compute in float32, and differ by 0.00003 at most.
-TOLERANCE = 2e-4
+# Nats; both sides compute in float32, and differ by 0.00003 at most, 0.0002 with linear attention.
+TOLERANCE = 5e-4
 
 
 @dataclass

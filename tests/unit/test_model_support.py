@@ -8,11 +8,13 @@ import pytest
 import torch
 from sglang.srt.layers.quantization.kv_cache import BaseKVCacheMethod
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.models.llama import LlamaModel
 from transformers import LlamaConfig
 
 from conftest import refusal
 from raas_kernels import KVScales
+from raas_patches import model_support
 from raas_patches.model_support import EQUAL, PLAIN, kv_scales, require_model
 from raas_sglang.pool import RaasTokenToKVPool
 
@@ -33,7 +35,15 @@ class SomeForCausalLM(torch.nn.Module):
 
 def pool(dtype=torch.bfloat16):
     made = RaasTokenToKVPool.__new__(RaasTokenToKVPool)
-    made.dtype, made.start_layer, made.layer_num, made.device = dtype, 0, LAYERS, "cuda"
+    made.dtype, made.device, made.model_layer_ids = dtype, "cuda", tuple(range(LAYERS))
+    return made
+
+
+def hybrid_pool(dtype=torch.bfloat16):
+    """SGLang's pool of a model with linear attention, of whose layers four have keys and values."""
+    made = HybridLinearKVPool.__new__(HybridLinearKVPool)
+    made.full_kv_pool = pool(dtype)
+    made.full_kv_pool.model_layer_ids = (1, 3, 5, 7)
     return made
 
 
@@ -75,8 +85,58 @@ def test_attention_sinks_are_refused():
         require_model(SomeForCausalLM(), SimpleNamespace(has_attention_sinks=True), pool())
 
 
+class Qwen3NextForCausalLM(SomeForCausalLM):
+    def __init__(self):
+        super().__init__(*({"layer_id": layer_id} for layer_id in (1, 3, 5, 7)))
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What a user chose, as `require_model` finds it."""
+    made = SimpleNamespace(
+        enable_hierarchical_cache=False,
+        enable_priority_scheduling=False,
+        disable_priority_preemption=False,
+    )
+    for name in ("get_memory", "get_schedule"):
+        monkeypatch.setattr(model_support, name, lambda: made)
+    return made
+
+
+def test_linear_attention_is_beside_the_layers_that_evict(chosen):
+    require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool())
+    chosen.enable_priority_scheduling = chosen.disable_priority_preemption = True
+    require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool())
+
+
+def test_other_linear_attention_is_refused_by_name(chosen):
+    words = r"linear attention of Qwen3NextForCausalLM.*, got SomeForCausalLM; remove --kv-policy"
+    with pytest.raises(RuntimeError, match=words):
+        require_model(SomeForCausalLM(), CONFIG, hybrid_pool())
+
+
+def test_float8_is_not_tested_beside_linear_attention(chosen):
+    with pytest.raises(
+        RuntimeError, match=r"Qwen3NextForCausalLM, .*use --kv-cache-dtype bfloat16"
+    ):
+        require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool(FLOAT8))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("enable_hierarchical_cache", "--enable-hierarchical-cache for Qwen3NextForCausalLM"),
+        ("enable_priority_scheduling", "use --disable-priority-preemption"),
+    ],
+)
+def test_what_is_not_right_with_linear_attention_is_refused(chosen, name, words):
+    setattr(chosen, name, True)
+    with pytest.raises(RuntimeError, match=words):
+        require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool())
+
+
 def test_a_kv_cache_that_is_not_plain_is_refused():
-    """MLA, linear attention and some models with windows come in pools of other classes."""
+    """MLA and some models with windows come in pools of other classes."""
     words = "must run on a plain MHA KV cache, got SimpleNamespace for SomeForCausalLM"
     with pytest.raises(RuntimeError, match=words):
         require_model(SomeForCausalLM(), CONFIG, SimpleNamespace())

@@ -18,24 +18,25 @@ def unpublished(monkeypatch):
     monkeypatch.setattr(sglang_scheduler, "_make_abort_req", lambda req, **_: req)
 
 
-def req(rid, retractions=0, priority=0):
+def req(rid, retractions=0, priority=0, skipped=0):
     """A request that has waited for a minute."""
     trace = SimpleNamespace(abort=lambda **_: None)
     waited = time.perf_counter() - 60
     stats = SimpleNamespace(
         wait_queue_entry_time=waited, trace_ctx=trace, set_completion_time=lambda: None
     )
-    return RequestStub(rid, retractions, priority, stats)
+    return RequestStub(rid, retractions, priority, stats, skipped)
 
 
 class RequestStub:
-    def __init__(self, rid, retraction_count, priority, time_stats):
+    def __init__(self, rid, retraction_count, priority, time_stats, skipped_len):
         self.rid, self.retraction_count = rid, retraction_count
         self.priority, self.time_stats = priority, time_stats
         self.return_logprob, self.finished_reason = False, None
+        self.raas = SimpleNamespace(skipped_len=skipped_len)
 
 
-def scheduler(*queue, limit=1, by_priority=False):
+def scheduler(*queue, limit=1, by_priority=False, linear_attention=False):
     """A scheduler with these requests in its queue, which notes whom it ends."""
     ended = []
     streamer = SimpleNamespace(stream_output=lambda reqs, _: ended.extend(r.rid for r in reqs))
@@ -48,6 +49,7 @@ def scheduler(*queue, limit=1, by_priority=False):
         _release_aborted_request=lambda _: None,
         send_abort_output=lambda message, _: ended.append(message.rid),
         output_streamer=streamer,
+        tree_cache=SimpleNamespace(supports_mamba=lambda: linear_attention),
         ended=ended,
     )
 
@@ -65,6 +67,15 @@ def test_a_retracted_request_is_never_turned_away(by_priority):
     one = scheduler(req("a"), req("b", retractions=1), by_priority=by_priority)
     assert not limited(one, req("c", retractions=2, priority=-5))
     assert (rids(one), one.ended) == (["a", "b"], [])
+
+
+def test_with_linear_attention_nothing_is_left_out():
+    one = scheduler(limit=9, linear_attention=True)
+    assert not limited(one, req("whole", retractions=1))
+    assert limited(one, req("outgrown", retractions=1, skipped=3))
+    assert limited(one, req("sent again", skipped=3))
+    assert one.ended == ["outgrown", "sent again"]
+    assert not limited(scheduler(), req("without", retractions=1, skipped=3))
 
 
 def test_retracted_requests_take_no_place_of_new_ones():

@@ -1,0 +1,165 @@
+"""A model some of whose layers have linear attention: their state is that of the whole text.
+
+What is given up, and what is attended to after that, `test_families` compares with transformers.
+"""
+
+import pytest
+
+from client import (
+    EVICTING,
+    FOREVER,
+    assert_report,
+    events,
+    flush_cache,
+    generate,
+    paused,
+    post,
+    request,
+    together,
+)
+from conftest import beside, start_server
+from families import make_model
+
+BUDGET, POOL, GRID = 64, 1000, 64
+FLAGS = (
+    *("--dtype", "float32", "--grammar-backend", "none", "--skip-tokenizer-init"),
+    *("--max-total-tokens", str(POOL), "--mamba-track-interval", str(GRID)),
+)
+RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "256")
+# Where the tree keeps states: at multiples of the grid, or at the ends of prompts and texts.
+STRATEGIES = {
+    "extra_buffer": (),
+    "no_buffer": ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
+}
+# With a budget more, the first step that overwrites would keep a state; with one more token before
+# it, the last that does not keeps one.
+PROMPT = [(index * index + 5) % 128 for index in range(2 * GRID - 1)]
+QUESTION = [(29 * index + 1) % 128 for index in range(20)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("qwen3-next")
+    make_model("qwen3-next", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """SGLang without RaaS."""
+    environment = {**beside("linear"), "SGLANG_PLUGINS": "linear"}
+    with start_server(*FLAGS, model_path=model, **environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def hybrid(request, model):
+    flags = (*FLAGS, *RAAS, *STRATEGIES[request.param])
+    with start_server(*flags, model_path=model, **beside("linear")) as running:
+        running.keeps_ends = request.param == "no_buffer"
+        yield running
+        assert running.is_alive(), running.log_end()
+
+
+def cold(server, *args, **extra) -> dict:
+    """An answer of which the tree knows nothing."""
+    flush_cache(server)
+    answer = generate(server, *args, **FOREVER, **extra)
+    assert answer["meta_info"]["cached_tokens"] == 0
+    return answer
+
+
+@pytest.mark.parametrize(("policy", "budget"), [("dense", None), ("raas", 256), ("raas", BUDGET)])
+def test_dense_identity(plain, hybrid, policy, budget):
+    """To the end, or to where a budget is full; the others go on past several states."""
+    logprobs, same = {"return_logprob": True}, BUDGET if budget == BUDGET else 250
+    wanted = cold(plain, PROMPT, tokens=250, **logprobs)
+    found = cold(hybrid, PROMPT, policy, budget, 250, **logprobs)
+    assert_report(found, policy, budget)
+    assert found["output_ids"][:same] == wanted["output_ids"][:same]
+    both = [answer["meta_info"]["output_token_logprobs"][:same] for answer in (wanted, found)]
+    assert both[0] == both[1], "bit for bit"
+    assert budget != BUDGET or found["output_ids"] != wanted["output_ids"]
+
+
+@pytest.mark.parametrize("tokens", [BUDGET + 1, 150])
+def test_the_next_turn_is_the_same_on_a_cold_and_a_warm_tree(hybrid, tokens):
+    """Not saturated, the tree has the whole first turn; saturated, its prompt."""
+    first = cold(hybrid, PROMPT, "raas", BUDGET, tokens)
+    turn = [*PROMPT, *first["output_ids"], *QUESTION]
+    warm = generate(hybrid, turn, "raas", BUDGET, 100, **FOREVER)
+    known = len(PROMPT) + (BUDGET if tokens == BUDGET + 1 else 0)
+    assert warm["meta_info"]["cached_tokens"] == (
+        known if hybrid.keeps_ends else known // GRID * GRID
+    )
+    assert_report(warm, "raas", BUDGET)
+    assert warm["output_ids"] == cold(hybrid, turn, "raas", BUDGET, 100)["output_ids"]
+
+
+def test_the_state_after_an_answer_is_not_kept_for_its_prompt(hybrid):
+    """Prompt and answer are prefilled at once, so the tree knows no state in between."""
+    sent, prompt_len = [*PROMPT, *QUESTION], 110
+    cold(hybrid, sent, "raas", BUDGET, 100, prompt_len=prompt_len)
+    turn = [*PROMPT[:prompt_len], *QUESTION]
+    warm = generate(hybrid, turn, "raas", BUDGET, 100, **FOREVER)
+    assert warm["output_ids"] == cold(hybrid, turn, "raas", BUDGET, 100)["output_ids"]
+
+
+def test_more_is_generated_than_the_pool_holds(hybrid):
+    """By every policy, from one prompt, which all share."""
+    choices = [*((policy, 32) for policy in EVICTING), ("raas", BUDGET), ("dense", None)]
+    prompts = [PROMPT, [*PROMPT, 1]]
+    calls = [
+        lambda ids=ids, choice=choice: generate(hybrid, ids, *choice, 120, **FOREVER)
+        for ids in prompts
+        for choice in choices
+    ]
+    answers = together(calls)
+    for place, answer in enumerate(answers):
+        assert_report(answer, *choices[place % len(choices)])
+        assert answer["meta_info"]["num_retractions"] == 0
+        dense = answers[place // len(choices) * len(choices) + len(choices) - 1]
+        assert answer["output_ids"][:32] == dense["output_ids"][:32]
+    flush_cache(hybrid)
+    assert hybrid.used_tokens() == 0
+
+
+def retracted(server, at: int) -> dict:
+    """The last event of an answer that was retracted once, when it had so many tokens."""
+    is_paused = False
+    for event in events(server, request(PROMPT, "window", BUDGET, 250, **FOREVER)):
+        if event["meta_info"]["completion_tokens"] >= at and not is_paused:
+            is_paused = True
+            with paused(server):
+                pass
+    return event
+
+
+def test_retracted_before_it_is_saturated_it_goes_on(hybrid):
+    quiet = cold(hybrid, PROMPT, "window", BUDGET, 250)
+    answer = retracted(hybrid, at=5)
+    assert answer["meta_info"]["num_retractions"] == 1
+    assert answer["output_ids"] == quiet["output_ids"]
+    assert_report(answer, "window", BUDGET)
+
+
+def test_retracted_once_it_is_saturated_it_ends_with_what_it_has(hybrid):
+    quiet = cold(hybrid, PROMPT, "window", BUDGET, 250)
+    answer = retracted(hybrid, at=BUDGET + 20)
+    reason, ids = answer["meta_info"]["finish_reason"], answer["output_ids"]
+    assert reason["type"] == "abort"
+    assert "cannot be left out when a model with linear attention" in reason["message"]
+    assert ids == quiet["output_ids"][: len(ids)]
+    assert len(ids) == answer["meta_info"]["completion_tokens"] >= BUDGET + 20
+    flush_cache(hybrid)
+    assert hybrid.used_tokens() == 0
+
+
+def test_an_answer_that_outgrew_its_budget_is_not_taken_back(hybrid):
+    body = request(PROMPT, "raas", 32, 100, prompt_len=90)
+    for stream in (False, True):
+        response = post(hybrid, "/generate", {**body, "stream": stream})
+        assert response.status_code == 400, response.text
+        assert "send the text so far as a prompt, without kv_prompt_len" in response.text
+    taken = generate(hybrid, PROMPT, "raas", 32, 100, prompt_len=98, **FOREVER)
+    assert taken["meta_info"]["resident_tokens"] == 98 + 32
