@@ -51,6 +51,15 @@ SHAPES = {
         },
     },
 }
+SHAPES["qwen3-next-80b-a3b"] = {  # with fewer experts
+    **{**SHAPES["qwen3-30b-a3b"], "num_experts": 64, "num_experts_per_tok": 10},
+    **{"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"},
+    **{"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256},
+    **{"partial_rotary_factor": 0.25, "full_attention_interval": 4, "intermediate_size": 5120},
+    **{"moe_intermediate_size": 512, "shared_expert_intermediate_size": 512},
+    **{"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_conv_kernel_dim": 4},
+    **{"linear_key_head_dim": 128, "linear_value_head_dim": 128},
+}
 # Requests that all run at once hold 3,328 tokens of a pool of 4,096, and write 17,280.
 RUNNING, PROMPT, BUDGET, TOKENS = 32, 40, 64, 500
 FLAGS = (
@@ -58,7 +67,7 @@ FLAGS = (
     *("--max-total-tokens", "4096", "--max-running-requests", str(RUNNING)),
     *("--cuda-graph-max-bs-decode", str(RUNNING), "--disable-prefill-cuda-graph"),
     *("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer"),
-    *("--mem-fraction-static", "0.85"),
+    *("--mem-fraction-static", "0.85", "--max-mamba-cache-size", str(6 * RUNNING)),
 )
 DUMMY = ("--load-format", "dummy")
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
@@ -143,11 +152,14 @@ def test_more_is_generated_than_the_pool_holds(servers):
     assert all("cuda graph: True" in line for line in decodes)
 
 
-TINY = ("llama", "qwen3", "qwen3-moe", "glm4", "glm4-moe", *GPU_FAMILIES)
-LAYERS, KV_HEADS = 2, 2
+# Its state carries an error on, so these must make less of it.
+CALM = {"initializer_range": 0.02, "rms_norm_eps": 0.01}
+WITH_LINEAR = {"qwen3-next": CALM, "qwen3.5": CALM, "qwen3.5-moe-vision": CALM}
+TINY = ("llama", "qwen3", "qwen3-moe", "glm4", "glm4-moe", *WITH_LINEAR, *GPU_FAMILIES)
+LAYERS, KV_HEADS = 2, 2  # with keys and values; of linear attention there may be more
 # Heads that FlashInfer has; weights by which attention to a token more or less is worth much.
 TINY_SHAPE = {
-    **{"num_hidden_layers": LAYERS, "num_attention_heads": 8, "num_key_value_heads": KV_HEADS},
+    **{"num_attention_heads": 8, "num_key_value_heads": KV_HEADS},
     **{"head_dim": 64, "hidden_size": 512, "initializer_range": 0.05},
 }
 TINY_BUDGET, TINY_TOKENS = 32, 128
@@ -158,7 +170,7 @@ def tiny_servers(tmp_path_factory):
     """They start side by side; a family by name, its folder and its server to come."""
     paths = {family: tmp_path_factory.mktemp(family) for family in TINY}
     for family, path in paths.items():
-        make_model(family, path, torch.bfloat16, **TINY_SHAPE)
+        make_model(family, path, torch.bfloat16, **{**TINY_SHAPE, **WITH_LINEAR.get(family, {})})
     environment = {**os.environ, **STRICT}
     made = {name: LocalServer([*FLAGS, *RAAS], environment, path) for name, path in paths.items()}
     with ThreadPoolExecutor(len(TINY)) as pool:

@@ -132,6 +132,7 @@ SHAPES = {
     "seven queries a head": {"group": 7, "dtype": torch.float16},
     "more queries than a product takes": {"group": 20, "rows": 3},
     "head size 80": {"dim": 80},
+    "head size 256": {"dim": 256, "group": 8, "dtype": torch.bfloat16},
     "several tiles": {"dim": 16, "units": 20},
     "one program": {"programs": 1},
     "a program for each head": {"programs": 99},
