@@ -112,7 +112,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         """FlashInfer's attention of one layer; queries and output are [B, Hq, D]."""
         out: torch.Tensor = self.forward_metadata.decode_wrappers[0].forward(
             q,
-            self.pool.get_kv_buffer(layer.layer_id),
+            self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
             sm_scale=layer.scaling,
             logits_soft_cap=layer.logit_cap,
             k_scale=layer.k_scale_float,
