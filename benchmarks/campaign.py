@@ -79,7 +79,7 @@ STEPS = {
     ),
     "throughput-fp8": Step(
         "serving.throughput --arms default raas --kv-budgets 1024 --outputs 32768 8192 "
-        "'--server-flags=--kv-cache-dtype fp8_e4m3'",
+        "'--server-flags=--kv-cache-dtype fp8_e4m3 --attention-backend flashinfer'",
         "throughput",
         900,
     ),
