@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.accuracy.study.decoder import Decoder, prefill
 from benchmarks.accuracy.study.rules import make_rule
-from raas_sglang.policies import POLICIES
+from raas_sglang.policies import POLICIES, raas
 from study_models import BUDGET, PROMPTS, STEPS, decode
 
 
@@ -19,6 +19,7 @@ class Seen:
 
     def __init__(self, model, method, budget=BUDGET, at=(1, 1, 1), prompts=PROMPTS):
         self.rule, self.budget, self.steps = make_rule(method), budget, []
+        self.at, self.scale = at, model.scale
         observe = self.rule.observe
 
         def record(step, residents):
@@ -66,8 +67,20 @@ class Seen:
     [("window", 16, 1), ("h2o", 16, 1), ("raas", 16, 4), ("raas-paper", 48, 1)],
 )
 def test_the_engines_policies_keep_what_their_naive_rules_keep(model, name, budget, together, at):
-    seen = Seen(model, name, budget, at)
-    naive = POLICIES[name].rule(budget, at[::2], model.scale, seen.prompt)
+    check_naively(Seen(model, name, budget, at), name, together)
+
+
+@pytest.mark.parametrize("at", [(0, 0, 0), (1, 3, 1)])
+def test_the_spread_follows_queries_and_keys(model, monkeypatch, at):
+    """Of the tiny model it would be at its least."""
+    monkeypatch.setattr(raas, "_LEAST_SPREAD", 0.0)
+    check_naively(Seen(model, "raas:least=0", at=at), "raas", 4)
+
+
+def check_naively(seen, name, together):
+    """Holds what a rule keeps, and raas's importance, against the naive rule of a policy."""
+    budget = seen.budget
+    naive = POLICIES[name].rule(budget, seen.at[::2], seen.scale, seen.prompt)
     for step, found in enumerate(seen.steps):
         naive.store(step, found["key"], found["value"])
         assert {token.birth for token in naive.tokens.values()} == found["kept"], step
