@@ -25,9 +25,9 @@ PAPER_PAGE = 16
 PERIOD, LONG_PERIOD, LONG_PERIOD_BUDGET = 4, 8, 512
 # Decode steps in which `raas` forgets a query and a key by a factor of e.
 MEMORY = 64
-# Nats that the queries' variance adds to the logit of a common key, of a query head whose spread is
-# within these bounds. 1 would be Gaussian queries; what is looked up rarely is looked up by queries
-# further from the mean.
+# Nats that the variance of a query head's queries adds to the logit of a common key, if the spread
+# that it takes, the variance's weight, is within these bounds. A spread of 1 is that of Gaussian
+# queries; what is looked up rarely is looked up by queries further from the mean.
 BONUS = 4.0
 LEAST_SPREAD, LARGEST_SPREAD = 1.0, 8.0
 # What a token's importance, a logarithm, loses while as many tokens as the budget holds follow it.

@@ -192,8 +192,8 @@ def _score_tokens_kernel(
             square = tl.load(query_variances_ptr + moments, mask=asked_dims, other=0.0)
             means = (owner * HEADS + head) * HEAD_DIM + dims
             origin = tl.load(key_means_ptr + means, mask=inside, other=0.0)
-            width = tl.load(key_variances_ptr + means, mask=inside, other=0.0)
-            common = tl.sum(square * width[:, None], axis=0) * curvature
+            of_keys = tl.load(key_variances_ptr + means, mask=inside, other=0.0)
+            common = tl.sum(square * of_keys[:, None], axis=0) * curvature
             spread = tl.maximum(bonus / tl.maximum(common, 1e-30), least_spread)
             square *= tl.minimum(spread, largest_spread)[None, :]
         else:

@@ -71,6 +71,11 @@ def _shape(self: "KVCacheConfigurator") -> StateShape:
     ranks, layers = get_parallel().attn_tp_size, self.layer_info.num_effective_layers
     if self.mambaish_config is not None:
         layers = len(self.mambaish_config.full_attention_layer_ids)
+    if not layers:
+        raise RuntimeError(
+            "--kv-policy must run on a model with keys and values, got "
+            f"{type(self.model).__name__} without any; remove --kv-policy for this model"
+        )
     return StateShape(
         layers=layers,
         heads=self.model_config.get_num_kv_heads(ranks),

@@ -68,7 +68,8 @@ def compute_max_prefix_len(
 def prepare_for_decode(_: None, self: "ScheduleBatch") -> None:
     """After it: no state of linear attention is kept for the tree, once that takes no more.
 
-    SGLang would hold the logical length of the state against the slots of the request.
+    SGLang would hold the logical length of the state against the slots of the request. The device's
+    mask stays: what it still lets be written no length names.
     """
     if self.mamba_track_mask_cpu is None:
         return

@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler import Scheduler
 
-NO_GAP = (
-    "generated tokens before kv_prompt_len + kv_budget cannot be left out when a model with linear "
-    "attention computes a request again; send the text so far as a prompt, without kv_prompt_len"
-)
-
 
 def get_prefill_adder_class(_: type, self: "Scheduler") -> type[ReservingPrefillAdder]:
     """After `get_prefill_adder_class`: ours reserves what bounded requests can hold."""
@@ -89,7 +84,14 @@ def abort_on_queued_limit(
     """
     if recv_req.raas.skipped_len and self.tree_cache.supports_mamba():
         status = None if _has_run(recv_req) else HTTPStatus.BAD_REQUEST
-        reason: Any = {"type": "abort", "message": NO_GAP, "status_code": status}
+        message = (
+            f"a model with linear attention must compute a text whole, got "
+            f"{recv_req.raas.skipped_len} generated tokens beyond a budget of "
+            f"{recv_req.raas.options.budget}, which would be left out; send the text so far as a "
+            "prompt, without kv_prompt_len"
+        )
+        reason: Any = {"type": "abort", "message": message, "status_code": status}
+        recv_req.time_stats.trace_ctx.abort(abort_info=reason)
         self.send_abort_output(AbortReq(rid=recv_req.rid, finished_reason=reason), recv_req)
         return True
     return False if _has_run(recv_req) else _among_new(original, self, recv_req)

@@ -1,8 +1,11 @@
 """How many requests there is eviction state for where the user did not say."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from raas_patches import kv_cache_configurator
 from raas_sglang.config import RaasConfig
 from raas_sglang.request_slots import request_slots, reserve_slots
 from raas_sglang.state import EvictionState, StateShape
@@ -62,3 +65,17 @@ def test_what_was_asked_for_is_sized_for_or_refused():
     assert reserve_slots(config, SHAPE, 50 * GIB, None)[0] == request_slots(config, SHAPE, 50 * GIB)
     with pytest.raises(ValueError, match="at most half of the memory for the KV cache"):
         reserve_slots(config, SHAPE, 101 * slot_bytes, 100)
+
+
+def test_a_model_without_keys_and_values_is_refused(monkeypatch):
+    """Before its pool is sized by them, as of a Mamba."""
+    monkeypatch.setattr(
+        kv_cache_configurator, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1)
+    )
+    one = SimpleNamespace(
+        layer_info=SimpleNamespace(num_effective_layers=4),
+        mambaish_config=SimpleNamespace(full_attention_layer_ids=[]),
+        model=object(),
+    )
+    with pytest.raises(RuntimeError, match=r"a model with keys and values, got object without any"):
+        kv_cache_configurator._shape(one)

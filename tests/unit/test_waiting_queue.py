@@ -33,7 +33,8 @@ class RequestStub:
         self.rid, self.retraction_count = rid, retraction_count
         self.priority, self.time_stats = priority, time_stats
         self.return_logprob, self.finished_reason = False, None
-        self.raas = SimpleNamespace(skipped_len=skipped_len)
+        options = SimpleNamespace(budget=64)
+        self.raas = SimpleNamespace(skipped_len=skipped_len, options=options)
 
 
 def scheduler(*queue, limit=1, by_priority=False, linear_attention=False):

@@ -15,7 +15,7 @@ const view = { key: null, at: null, answer: null };
 let busy = false;
 let stale = false;
 // Texts of tokens come from the server, which may take its time when nothing else is new.
-const WORDS_LATER_MS = 200;
+const WORDS_LATER_MS = 1000;
 let later;
 let viewer;
 // Whether the chosen token stays chosen while the pointer moves on.
