@@ -12,7 +12,7 @@ import raas_sglang.cpu
 from benchmarks.harness.arms import loads_plugin
 from benchmarks.harness.rows import RowFile
 from benchmarks.harness.server import CPU_FLAGS, STRICT, LocalServer, free_port
-from forked_server import ForkedServer, environment_at_start
+from forked_server import ForkedServer, ForkingServer, environment_at_start
 from raas_sglang.cpu import cpu_environment, has_driver
 from reasoner import REASONER
 
@@ -115,7 +115,7 @@ def retracting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loca
     preferred = ("--preferred-sampling-params", json.dumps({"custom_params": PREFERRED}))
     flags = ("--config", str(path), "--max-total-tokens", "20000", "--chunked-prefill-size", "64")
     more = (*preferred, "--enable-return-hidden-states")
-    with start_server(*flags, *more, kind=LocalServer, **settings, **beside("early")) as running:
+    with start_server(*flags, *more, kind=ForkingServer, **settings, **beside("early")) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
@@ -129,8 +129,8 @@ def small_server() -> Iterator[LocalServer]:
     flags = ("--kv-policy", "raas-paper", "--kv-budget", "64", "--kv-max-budget", "128")
     pool = ("--max-total-tokens", "144", "--chunked-prefill-size", "32")
     expected = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"}
-    made = start_server(*flags, *pool, kind=LocalServer, **expected, **beside("late"))
-    made.command[:3] = [str(Path(sys.executable).with_name("sglang")), "serve"]
+    made = start_server(*flags, *pool, kind=ForkingServer, **expected, **beside("late"))
+    made.command[2:4] = [str(Path(sys.executable).with_name("sglang")), "serve"]
     with made as running:
         yield running
         assert running.is_alive(), running.log_end()
@@ -141,7 +141,7 @@ def paged_server() -> Iterator[LocalServer]:
     """Page size 16 and this project's Triton kernels, both interpreted on the CPU."""
     flags = ("--kv-policy", "raas", "--kv-budget", "32", "--kv-max-budget", "128")
     room = ("--max-total-tokens", "8000")
-    with start_server(*flags, *room, page_size=16, kind=LocalServer) as running:
+    with start_server(*flags, *room, page_size=16, kind=ForkingServer) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
@@ -149,7 +149,7 @@ def paged_server() -> Iterator[LocalServer]:
 @pytest.fixture(scope="session")
 def traced_server() -> Iterator[LocalServer]:
     """A server that says all that it does: metrics, log, and a trace of every step."""
-    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--max-total-tokens", "20000")
+    flags = ("--kv-policy", "raas", "--kv-budget", "64", "--max-total-tokens", "10000")
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     trace = ("--kv-trace-endpoint", endpoint, "--kv-trace-interval", "1")
     logs = ("--decode-log-interval", "20", "--log-requests", "--log-requests-level", "0")

@@ -86,7 +86,6 @@ class ForkedEngines:
 
 def _prepare(with_raas: bool) -> None:
     """Does once what each engine would do anew."""
-    import torch
     from sglang.srt.models.registry import ModelRegistry, import_model_classes
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -98,7 +97,6 @@ def _prepare(with_raas: bool) -> None:
     ModelRegistry.models = import_model_classes("sglang.srt.models")
     ModelRegistry._default_models_loaded = True
     os.environ |= {**STRICT, "SGLANG_PLUGINS": "raas" if with_raas else "none"}
-    torch.compiler.set_stance("force_eager")  # or functions of some models take half a minute
     if with_raas:
         from sglang.srt.plugins import load_plugins
 

@@ -4,28 +4,24 @@ A start is mostly imports, in three processes. SGLang spawns them anew since CUD
 on the CPU engine nothing is in the way.
 """
 
-import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from benchmarks.harness.guard import kill_after_parent
 from benchmarks.harness.server import STRICT, LocalServer
+from forking_program import PRELOADED, let_sglang_fork
 from raas_sglang.cpu import cpu_environment
 from reasoner import reasoner_environment
 
-PRELOADED = (
-    "sglang.launch_server",
-    "sglang.srt.entrypoints.http_server",
-    "sglang.srt.models.registry",
-    "sglang.srt.dllm.algorithm",  # which each scheduler imports when it starts
-    "raas_patches.installation",
-)
+PROGRAM = Path(__file__).with_name("forking_program.py")
 # What SGLang does not read while it is imported, when it is too late for a fork.
 READ_LATER = {*STRICT, "SGLANG_PLUGINS"}
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -41,16 +37,12 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
 
 
 def environment_at_start(page_size: int = 1) -> dict[str, str]:
-    """The environment of a server on the CPU, without what tests left in that of this process."""
+    """The environment of a server on the CPU, without what tests left in that of this process.
+
+    torch compiles nothing: for functions of some models it would take half a minute.
+    """
     with patch.dict(os.environ, _AT_START, clear=True):
-        return cpu_environment(page_size)
-
-
-def let_sglang_fork() -> None:
-    """In a fork: SGLang's processes are forks of it as well."""
-    multiprocessing.set_start_method("fork", force=True)
-    multiprocessing.set_start_method = lambda *_, **__: None  # SGLang asks for "spawn"
-    gc.freeze()  # or each process looks through, and so copies, all that was imported
+        return {**cpu_environment(page_size), "TORCH_COMPILE_DISABLE": "1"}
 
 
 def write_to(log: Path) -> None:
@@ -81,11 +73,21 @@ class ForkedProcess:
         self._process.join(timeout_s)
 
 
-class ForkedServer(LocalServer):
-    """A `LocalServer` whose processes are forks."""
+class ForkingServer(LocalServer):
+    """A `LocalServer` whose first process imports SGLang, in its environment, and is forked."""
+
+    ENDS = (signal.SIGKILL,)  # without a GPU there is nothing to release
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.command.insert(1, str(PROGRAM))
+
+
+class ForkedServer(ForkingServer):
+    """One whose first process is a fork as well, of one that tests share."""
 
     def _launch(self) -> ForkedProcess:
-        return ForkedProcess(self.command[3:], self.environment, self.log_path)
+        return ForkedProcess(self.command[4:], self.environment, self.log_path)
 
 
 def _run(arguments: list[str], environment: dict[str, str], log: Path, reader: Connection) -> None:
@@ -107,5 +109,5 @@ def _require_read_later(environment: dict[str, str]) -> None:
     if early:
         raise ValueError(
             f"{', '.join(early)} must be set before SGLang is imported, for all that is known: use "
-            f"LocalServer, or add to READ_LATER what SGLang reads later"
+            f"ForkingServer, or add to READ_LATER what SGLang reads later"
         )

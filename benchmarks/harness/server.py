@@ -44,6 +44,8 @@ class LocalServer:
         timeout_s: How long the start may take.
     """
 
+    ENDS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGKILL)  # signals, until it ends
+
     def __init__(
         self,
         flags: list[str],
@@ -98,10 +100,10 @@ class LocalServer:
         """Ends the server and every process of its session."""
         if self.process is None:
             return
-        for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        for number in self.ENDS:
             try:
                 os.killpg(self.process.pid, number)
-                self.process.wait(patience_s)
+                self.process.wait(10.0)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
         self.process = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness.server import STRICT
 from client import assert_report, problem
+from forked_server import PROGRAM
 from raas_sglang.cpu import cpu_environment
 from reasoner import reasoner_environment
 
@@ -19,7 +20,7 @@ def test_engine():
     paths = [str(TESTS), str(TESTS.parent), environment["PYTHONPATH"]]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run(
-        [sys.executable, str(TESTS / "engine_program.py")],
+        [sys.executable, str(PROGRAM), str(TESTS / "engine_program.py")],
         env=environment,
         capture_output=True,
         text=True,

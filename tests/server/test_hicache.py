@@ -7,6 +7,7 @@ import pytest
 import hicache
 from benchmarks.harness.server import LocalServer
 from conftest import beside, start_server
+from forked_server import ForkingServer
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def write_back_server() -> Iterator[LocalServer]:
     """RaaS with a hierarchical cache that copies what is evicted; the most urgent request runs."""
     flags = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "512")
     more = (*hicache.FLAGS, *hicache.WRITE_BACK, *hicache.ONE_BY_ONE)
-    with start_server(*flags, *more, kind=LocalServer, **beside("hicache")) as running:
+    with start_server(*flags, *more, kind=ForkingServer, **beside("hicache")) as running:
         yield running
         assert running.is_alive(), running.log_end()
 
