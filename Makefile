@@ -22,8 +22,8 @@ demo: $(READY)
 	$(PYTHON) -m $(or $(DEMO_$(MODEL)),$(error MODEL must be reasoner or smollm2, got $(MODEL); leave it out for the bundled reasoner)) $(ARGS)
 
 # Three runs at a time, since servers wait now and then; each prints what it has when it is done.
-test: $(READY) lint
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-servers test-ops test-units
+test: $(READY)
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-servers test-ops lint test-units
 
 test-servers: $(READY)
 	$(PYTEST) tests/server $(OWN_SERVERS:%=--deselect=%) $(ARGS)
