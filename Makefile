@@ -21,9 +21,10 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
 demo: $(READY)
 	$(PYTHON) -m $(or $(DEMO_$(MODEL)),$(error MODEL must be reasoner or smollm2, got $(MODEL); leave it out for the bundled reasoner)) $(ARGS)
 
-# Three runs at a time, since servers wait now and then; each prints what it has when it is done.
+# Three at a time, the longest first, since servers wait now and then; each prints what it has when
+# it is done.
 test: $(READY)
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-servers test-ops lint test-units
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-servers test-units lint test-ops
 
 test-servers: $(READY)
 	$(PYTEST) tests/server $(OWN_SERVERS:%=--deselect=%) $(ARGS)
