@@ -59,7 +59,7 @@ def test_tree_purity_around_the_first_overwrite(server, past):
 def test_tree_purity_of_an_answer_that_stops_with_a_step_in_flight(server):
     """It stops at token L + 1, which is seen when the step after it has overwritten the first."""
     found = 0
-    for inputs in range(8):
+    for inputs in range(4):
         ids = token_ids(server, problem(7, inputs=inputs).prompt)[:50]
         text = generate(server, ids, "dense", tokens=49, **FOREVER)["output_ids"]
         for budget in (16, 32, 48):
@@ -85,12 +85,12 @@ def test_prompt_untouched_by_saturated_neighbours(server):
     before = generate(server, shared.prompt, "dense", **probe)
     neighbours = [problem(30, seed=21, inputs=index) for index in range(100, 106)]
     calls = [
-        lambda asked=asked: generate(server, asked.prompt, "raas", 32, tokens=200, **FOREVER)
+        lambda asked=asked: generate(server, asked.prompt, "raas", 32, tokens=120, **FOREVER)
         for asked in neighbours
     ]
     for answer in together(calls):
         assert answer["meta_info"]["cached_tokens"] > len(shared.program_text.split()) - 3
-        assert answer["meta_info"]["evicted_tokens"] == 199 - 32
+        assert answer["meta_info"]["evicted_tokens"] == 119 - 32
     after = generate(server, shared.prompt, "dense", **probe)
     assert after["meta_info"]["cached_tokens"] == before["meta_info"]["cached_tokens"]
     assert (
@@ -102,10 +102,11 @@ def test_requests_ask_for_their_own_budgets_in_one_batch(server):
     asked = problem(18)
     budgets = [16, 32, 64, 128, 256, 512]
     calls = [
-        lambda budget=budget: generate(server, asked.prompt, "raas", budget, tokens=600)
+        lambda budget=budget: generate(server, asked.prompt, "raas", budget, tokens=300)
         for budget in budgets
     ]
     answers = together(calls)
     for budget, answer in zip(budgets, answers, strict=True):
         assert_report(answer, "raas", budget)
-    assert answers[-1]["text"] == " " + asked.chain
+    for answer in answers[-2:]:  # the first of them could have given tokens up
+        assert answer["text"] == " " + asked.chain

@@ -47,11 +47,11 @@ def ask(server, session, ids, tokens=90, **params) -> dict:
     return answer
 
 
-def test_four_turns_of_a_session_are_what_their_text_is(server, session):
+def test_three_turns_of_a_session_are_what_their_text_is(server, session):
     ids = token_ids(server, problem(8).prompt)
     text: list[int] = []
     rid = None
-    for turn in range(4):
+    for turn in range(3):
         question = [*ids[: 20 + turn], 40 + turn]
         answer = ask(server, session, question, rid=rid)
         text += question
@@ -77,7 +77,7 @@ def test_a_turn_that_takes_back_a_part_of_the_session(server, session, params, k
     """`replace` drops the turns after the one named; the others cut its text."""
     ids = token_ids(server, problem(8).prompt)
     first = ask(server, session, ids)
-    dropped = ask(server, session, ids[:9], rid=first["meta_info"]["id"])
+    dropped = ask(server, session, ids[:9], 2, rid=first["meta_info"]["id"])
     assert dropped["meta_info"]["prompt_tokens"] == len(ids) + 90 + 9
     question = ids[:15]
     answer = ask(server, session, question, rid=first["meta_info"]["id"], **params)
