@@ -7,6 +7,7 @@ from conftest import beside, start_server
 
 LINES = 18  # 238 generated tokens
 MOST = 208  # of which so many are kept
+OPTIONS = {"tokens": 600, "return_logprob": True}
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +23,15 @@ def test_the_pool_is_float8(float8_server):
     assert "KV Cache is allocated. dtype: torch.float8_e4m3fn" in float8_server.log()
 
 
+@pytest.fixture(scope="module")
+def dense(float8_server):
+    return generate(float8_server, problem(LINES).prompt, "dense", **OPTIONS)
+
+
 @pytest.mark.parametrize("policy", ["raas", "window", "h2o"])
-def test_dense_identity(float8_server, policy):
-    asked, options = problem(LINES), {"tokens": 600, "return_logprob": True}
-    dense = generate(float8_server, asked.prompt, "dense", **options)
-    ours = generate(float8_server, asked.prompt, policy, 512, **options)
+def test_dense_identity(float8_server, dense, policy):
+    asked = problem(LINES)
+    ours = generate(float8_server, asked.prompt, policy, 512, **OPTIONS)
     assert ours["output_ids"] == dense["output_ids"]
     log_probabilities = [info["meta_info"]["output_token_logprobs"] for info in (ours, dense)]
     assert log_probabilities[0] == log_probabilities[1], "bit for bit"
@@ -36,7 +41,7 @@ def test_dense_identity(float8_server, policy):
 def test_what_matters_is_kept_in_a_batch_of_all_policies(float8_server):
     """With `window` the question is how the text began, so it loses what it needs."""
     choices = ("raas", "raas-paper", "h2o", "window", "dense")
-    asked = {choice: [problem(LINES, inputs=index) for index in range(4)] for choice in choices}
+    asked = {choice: [problem(LINES, inputs=index) for index in range(2)] for choice in choices}
     calls = [
         lambda one=one, choice=choice: generate(
             float8_server, one.prompt, choice, None if choice == "dense" else MOST, tokens=300
@@ -53,6 +58,6 @@ def test_what_matters_is_kept_in_a_batch_of_all_policies(float8_server):
             assert choice == "dense" or answer["meta_info"]["evicted_tokens"] > 0
         pairs = zip(problems, of_choice, strict=True)
         right[choice] = sum(one.chain == answer["text"].strip() for one, answer in pairs)
-    assert right == {"raas": 4, "raas-paper": 4, "h2o": 4, "window": 0, "dense": 4}
+    assert right == {"raas": 2, "raas-paper": 2, "h2o": 2, "window": 0, "dense": 2}
     flush_cache(float8_server)
     assert float8_server.used_tokens() == 0

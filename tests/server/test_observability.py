@@ -137,7 +137,7 @@ def test_counters_count_once_what_an_answer_gave_up_that_is_sent_again(observed)
 
 def test_polls_are_answered_while_six_requests_fill_the_pool(observed):
     server = observed.server
-    prompts = [[5 + index] * 3200 for index in range(6)]
+    prompts = [[5 + index] * 1600 for index in range(6)]
     calls = [lambda ids=ids: generate(server, ids, "raas", 64, 100, **FOREVER) for ids in prompts]
     thread = threading.Thread(target=together, args=(calls,))
     thread.start()

@@ -27,7 +27,7 @@ from client import (
 from conftest import start_server
 from reasoner import REASONER
 
-BUDGET, TOKENS, POOL = 32, 1500, 2000
+BUDGET, TOKENS, POOL = 32, 800, 1000
 
 
 @pytest.fixture(scope="module")
