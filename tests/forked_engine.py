@@ -20,6 +20,7 @@ FLAGS = {
     **{"device": "cpu", "attention_backend": "torch_native", "dtype": "float32"},
     **{"grammar_backend": "none", "skip_tokenizer_init": True, "log_level": "error"},
     **{"max_total_tokens": 4000, "max_running_requests": 4},
+    "max_mamba_cache_size": 100,  # states; or they take most of the host's memory
 }
 RAAS_FLAGS = {"kv_policy": "raas", "kv_budget": 64}
 
