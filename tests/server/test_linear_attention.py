@@ -21,9 +21,12 @@ from conftest import beside, start_server
 from families import make_model
 
 BUDGET, POOL, GRID = 64, 1000, 64
+TOKENS = 150  # past several states, and twice the budget
+MOST = 512 - 2 * GRID  # that the context has room for, so that a pause comes in time
 FLAGS = (
     *("--dtype", "float32", "--grammar-backend", "none", "--skip-tokenizer-init"),
     *("--max-total-tokens", str(POOL), "--mamba-track-interval", str(GRID)),
+    *("--max-mamba-cache-size", "200"),  # states; or they take most of the host's memory
 )
 RAAS = ("--kv-policy", "raas", "--kv-budget", "64", "--kv-max-budget", "256")
 # Where the tree keeps states: at multiples of the grid, or at the ends of prompts and texts.
@@ -46,10 +49,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(model):
-    """SGLang without RaaS."""
+    """What SGLang answers without RaaS."""
     environment = {**beside("linear"), "SGLANG_PLUGINS": "linear"}
     with start_server(*FLAGS, model_path=model, **environment) as running:
-        yield running
+        return cold(running, PROMPT, tokens=TOKENS, return_logprob=True)
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
@@ -72,14 +75,13 @@ def cold(server, *args, **extra) -> dict:
 @pytest.mark.parametrize(("policy", "budget"), [("dense", None), ("raas", 256), ("raas", BUDGET)])
 def test_dense_identity(plain, hybrid, policy, budget):
     """To the end, or to where a budget is full; the others go on past several states."""
-    logprobs, same = {"return_logprob": True}, BUDGET if budget == BUDGET else 250
-    wanted = cold(plain, PROMPT, tokens=250, **logprobs)
-    found = cold(hybrid, PROMPT, policy, budget, 250, **logprobs)
+    same = BUDGET if budget == BUDGET else TOKENS
+    found = cold(hybrid, PROMPT, policy, budget, TOKENS, return_logprob=True)
     assert_report(found, policy, budget)
-    assert found["output_ids"][:same] == wanted["output_ids"][:same]
-    both = [answer["meta_info"]["output_token_logprobs"][:same] for answer in (wanted, found)]
+    assert found["output_ids"][:same] == plain["output_ids"][:same]
+    both = [answer["meta_info"]["output_token_logprobs"][:same] for answer in (plain, found)]
     assert both[0] == both[1], "bit for bit"
-    assert budget != BUDGET or found["output_ids"] != wanted["output_ids"]
+    assert budget != BUDGET or found["output_ids"] != plain["output_ids"]
 
 
 @pytest.mark.parametrize("tokens", [BUDGET + 1, 150])
@@ -124,10 +126,10 @@ def test_more_is_generated_than_the_pool_holds(hybrid):
     assert hybrid.used_tokens() == 0
 
 
-def retracted(server, at: int) -> dict:
+def retracted(server, budget: int, at: int, tokens: int) -> dict:
     """The last event of an answer that was retracted once, when it had so many tokens."""
     is_paused = False
-    for event in events(server, request(PROMPT, "window", BUDGET, 250, **FOREVER)):
+    for event in events(server, request(PROMPT, "window", budget, tokens, **FOREVER)):
         if event["meta_info"]["completion_tokens"] >= at and not is_paused:
             is_paused = True
             with paused(server):
@@ -136,20 +138,21 @@ def retracted(server, at: int) -> dict:
 
 
 def test_retracted_before_it_is_saturated_it_goes_on(hybrid):
-    quiet = cold(hybrid, PROMPT, "window", BUDGET, 250)
-    answer = retracted(hybrid, at=5)
+    quiet = cold(hybrid, PROMPT, "window", 2 * BUDGET, TOKENS)
+    answer = retracted(hybrid, 2 * BUDGET, at=5, tokens=TOKENS)
     assert answer["meta_info"]["num_retractions"] == 1
     assert answer["output_ids"] == quiet["output_ids"]
-    assert_report(answer, "window", BUDGET)
+    assert_report(answer, "window", 2 * BUDGET)
+    assert answer["meta_info"]["evicted_tokens"] > 0
 
 
 def test_retracted_once_it_is_saturated_it_ends_with_what_it_has(hybrid):
-    quiet = cold(hybrid, PROMPT, "window", BUDGET, 250)
-    answer = retracted(hybrid, at=BUDGET + 20)
+    quiet = cold(hybrid, PROMPT, "window", BUDGET, TOKENS)
+    answer = retracted(hybrid, BUDGET, at=BUDGET + 20, tokens=MOST)
     reason, ids = answer["meta_info"]["finish_reason"], answer["output_ids"]
     assert reason["type"] == "abort"
     assert f"generated tokens beyond a budget of {BUDGET}, which" in reason["message"]
-    assert ids == quiet["output_ids"][: len(ids)]
+    assert ids[:TOKENS] == quiet["output_ids"][: len(ids)]
     assert len(ids) == answer["meta_info"]["completion_tokens"] >= BUDGET + 20
     flush_cache(hybrid)
     assert hybrid.used_tokens() == 0
