@@ -15,6 +15,8 @@ from benchmarks.harness.rows import commit_of_checkout, device, own_command, ver
 from reasoner import REASONER
 
 Key = tuple[str, str, int | None]  # task, method, budget
+Run = dict[str, Any]
+Sample = dict[str, Any]
 _TEXTS = ("prompt", "text")
 
 
@@ -121,6 +123,17 @@ def read_with_runs(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
             run = line["run"]
         else:
             yield run, line
+
+
+def read_cells(path: Path) -> tuple[dict[Key, dict[int, Sample]], dict[Key, Run]]:
+    """Reads the samples of a file, each cell's by problem, and the run that wrote to it last."""
+    cells: dict[Key, dict[int, Sample]] = {}
+    runs: dict[Key, Run] = {}
+    for run, sample in read_with_runs(path):
+        key = key_of(sample)
+        cells.setdefault(key, {})[sample["index"]] = sample
+        runs[key] = run
+    return cells, runs
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

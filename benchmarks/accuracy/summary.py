@@ -15,12 +15,11 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TextIO
 
-from benchmarks.accuracy.samples import Key, key_of, read_with_runs
+from benchmarks.accuracy.samples import Key, Run, read_cells
 from benchmarks.accuracy.significance import wilson
 
-Run = dict[str, Any]
 Row = dict[str, Any]
 
 
@@ -36,24 +35,24 @@ def main() -> int:
     with args.out.open("w") as file:
         for path in args.samples:
             rows = summarise(path, args.least)
-            for run, of_run in groupby(rows, itemgetter(0)):
-                lines = [{"run": run}, *(row for _, row in of_run)]
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            write_rows(file, rows)
             print(f"{path}: {len(rows)} cells, {sum(row['n'] for _, row in rows)} samples")
     return 0
 
 
 def summarise(path: Path, least: int) -> list[tuple[Run, Row]]:
     """Returns a row for each cell of a file of samples, behind the run that wrote to it last."""
-    cells: dict[Key, dict[int, dict[str, Any]]] = {}
-    runs: dict[Key, Run] = {}
-    for run, sample in read_with_runs(path):
-        key = key_of(sample)
-        cells.setdefault(key, {})[sample["index"]] = sample
-        runs[key] = run
+    cells, runs = read_cells(path)
     return [
         (runs[key], cell_row(key, found)) for key, found in cells.items() if len(found) >= least
     ]
+
+
+def write_rows(file: TextIO, rows: Iterable[tuple[Run, Row]]) -> None:
+    """Writes rows as JSON lines, behind what their run was."""
+    for run, of_run in groupby(rows, itemgetter(0)):
+        lines = [{"run": run}, *(row for _, row in of_run)]
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -19,12 +19,11 @@ import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.accuracy.samples import SampleFile, about_run, add_file_flags, read_with_runs
+from benchmarks.accuracy.samples import Sample, SampleFile, about_run, add_file_flags
 from benchmarks.accuracy.study.decoder import prefill
 from benchmarks.accuracy.study.losses import summarise, table
 from benchmarks.accuracy.study.model import Model, add_device_flags, asked_model
@@ -32,8 +31,6 @@ from benchmarks.accuracy.study.prompts import chat_prompt, plain_ids
 from benchmarks.accuracy.study.rules import make_rule
 from benchmarks.accuracy.study.teacher import Teacher
 from benchmarks.accuracy.study.texts import Text, read_texts
-
-Sample = dict[str, Any]
 
 
 def main() -> int:
@@ -56,7 +53,7 @@ def main() -> int:
                         file.write(sample)
                 print(f"{name} {method} L = {budget}: {time.monotonic() - began:.1f} s", flush=True)
     file.close()
-    print("\n".join(table(row for _, row in summarise(read_with_runs(args.out)))))
+    print("\n".join(table(row for _, row in summarise(args.out))))
     return 0
 
 

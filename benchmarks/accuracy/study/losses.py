@@ -6,20 +6,13 @@ What the run was that wrote a cell last stands before its rows.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
-from benchmarks.accuracy.samples import Key, key_of, read_with_runs
+from benchmarks.accuracy.samples import Run, read_cells
 from benchmarks.accuracy.significance import ratio
-
-Run = dict[str, Any]
-Sample = dict[str, Any]
-Row = dict[str, Any]
+from benchmarks.accuracy.summary import Row, write_rows
 
 
 def main() -> int:
@@ -32,24 +25,17 @@ def main() -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("w") as file:
         for path in args.samples:
-            for run, found in groupby(summarise(read_with_runs(path)), itemgetter(0)):
-                lines = [{"run": run}, *(row for _, row in found)]
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            write_rows(file, summarise(path))
     return 0
 
 
-def summarise(samples: Iterable[tuple[Run, Sample]]) -> list[tuple[Run, Row]]:
-    """Returns a row for each cell, behind the run that wrote to it last.
+def summarise(path: Path) -> list[tuple[Run, Row]]:
+    """Returns a row for each cell of a file of samples, behind the run that wrote to it last.
 
     A row has the mean loss of a token in nats, how much ``more`` that is than with a dense cache,
     with its standard error over texts, and the share of first choices that are the ``same``.
     """
-    cells: dict[Key, dict[int, Sample]] = {}
-    runs: dict[Key, Run] = {}
-    for run, sample in samples:
-        key = key_of(sample)
-        cells.setdefault(key, {})[sample["index"]] = sample
-        runs[key] = run
+    cells, runs = read_cells(path)
     rows = []
     for (task, method, budget), found in cells.items():
         dense = cells[task, "dense", budget]
