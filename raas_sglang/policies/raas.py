@@ -22,10 +22,9 @@ class NaiveRaas(NaiveHead):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.places: list[int] = []
         self.seen = 0
+        # Of each query head, and at the end of the keys.
         self.means: list[list[float]] = []
         self.squares: list[list[float]] = []
-        self.mean_key: list[float] = []
-        self.square_key: list[float] = []
 
     def victim(self, step: int) -> int:
         """The next of those that were chosen together."""
@@ -35,30 +34,28 @@ class NaiveRaas(NaiveHead):
         """Moves means of queries, keys and their squares on: plain at first, then forgetful."""
         self.seen += 1
         share = max(1 / self.seen, 1 - math.exp(-1 / _MEMORY))
-        self.means = self.means or [[0.0] * len(query) for query in queries]
-        self.squares = self.squares or [[0.0] * len(query) for query in queries]
-        for mean, square, query in zip(self.means, self.squares, queries, strict=True):
-            mean[:] = [m + share * (x - m) for m, x in zip(mean, query, strict=True)]
-            square[:] = [s + share * (x * x - s) for s, x in zip(square, query, strict=True)]
         (key,) = (token.key for token in self.tokens.values() if token.birth == step)
-        self.mean_key = self.mean_key or [0.0] * len(key)
-        self.mean_key = [m + share * (x - m) for m, x in zip(self.mean_key, key, strict=True)]
-        self.square_key = self.square_key or [0.0] * len(key)
-        self.square_key = [
-            s + share * (x * x - s) for s, x in zip(self.square_key, key, strict=True)
-        ]
+        vectors = [*queries, key]
+        self.means = self.means or [[0.0] * len(vector) for vector in vectors]
+        self.squares = self.squares or [[0.0] * len(vector) for vector in vectors]
+        for mean, square, vector in zip(self.means, self.squares, vectors, strict=True):
+            mean[:] = [m + share * (x - m) for m, x in zip(mean, vector, strict=True)]
+            square[:] = [s + share * (x * x - s) for s, x in zip(square, vector, strict=True)]
 
     def importance(self, step: int) -> dict[int, float]:
         """Logarithm of what the query heads expect of each token, its value's norm and its age."""
         shares = dict.fromkeys(self.tokens, -math.inf)
-        of_keys = _variance(self.mean_key, self.square_key)
-        for mean, square in zip(self.means, self.squares, strict=True):
-            variance = _variance(mean, square)
+        *means, mean_key = self.means
+        *variances, of_keys = (
+            [s - m * m for m, s in zip(mean, square, strict=True)]
+            for mean, square in zip(self.means, self.squares, strict=True)
+        )
+        for mean, variance in zip(means, variances, strict=True):
             common = self.scaling**2 / 2 * dot(variance, of_keys)
             spread = min(max(_BONUS / max(common, 1e-30), _LEAST_SPREAD), _LARGEST_SPREAD)
             logits = {}
             for place, token in self.tokens.items():
-                apart = [x - m for x, m in zip(token.key, self.mean_key, strict=True)]
+                apart = [x - m for x, m in zip(token.key, mean_key, strict=True)]
                 bonus = self.scaling**2 / 2 * dot(variance, [x * x for x in apart])
                 logits[place] = self.scaling * dot(mean, token.key) + spread * bonus
             total = _log_sum(logits.values())
@@ -81,11 +78,6 @@ class NaiveRaas(NaiveHead):
     def adopt(self, places: list[int]) -> None:
         """As many as the period has steps."""
         self.places = list(places)
-
-
-def _variance(mean: Vector, square: Vector) -> list[float]:
-    """Of each dimension, given the means of it and of its square."""
-    return [s - m * m for m, s in zip(mean, square, strict=True)]
 
 
 def _log_sum(logarithms: Iterable[float]) -> float:

@@ -58,7 +58,7 @@ class Expected(Rule):
         self.every = self.every or Policy.RAAS.period(residents.budget)
         super().begin(residents)
         shape = residents.queries.shape[2:]
-        self._mean, self._square = residents.track(*shape), residents.track(*shape)
+        self._mean, self._variance = residents.track(*shape), residents.track(*shape)
         key = residents.model.heads, residents.model.size
         self._key, self._key_variance = residents.track(*key), residents.track(*key)
 
@@ -69,18 +69,19 @@ class Expected(Rule):
         if self.ahead:
             cos, sin = (_by_row(x) for x in residents.model.turns(residents.where()[1] + step))
             queries = turned(queries, cos, -sin)
-        residents.live(self._mean).lerp_(queries, share)
-        residents.live(self._square).lerp_(queries.square(), share)
         slot = residents.live(residents.slot)[..., None, None]
         keys = residents.live(residents.keys)
         key = keys.gather(3, slot.expand(*slot.shape[:-1], keys.shape[-1]))[..., 0, :].float()
-        apart = key - residents.live(self._key)
-        residents.live(self._key).add_(share * apart)
-        residents.live(self._key_variance).add_(share * apart.square()).mul_(1 - share)
+        for x, mean, variance in (
+            (queries, self._mean, self._variance),
+            (key, self._key, self._key_variance),
+        ):
+            apart = x - residents.live(mean)
+            residents.live(mean).add_(share * apart)
+            residents.live(variance).add_(share * apart.square()).mul_(1 - share)
 
     def importance(self, step: int, residents: Residents) -> Tensor:
-        mean = residents.live(self._mean)
-        variance = (residents.live(self._square) - mean.square()).clamp_(min=0)
+        mean, variance = residents.live(self._mean), residents.live(self._variance)
         if self.ahead:
             mean, variance = self._turned_on(step, mean, variance, residents)
         scale = residents.model.scale
