@@ -46,6 +46,17 @@ def paused(server, mode: str = "retract"):
         assert post(server, "/continue_generation", {}).ok
 
 
+def retracted_events(server, body: dict, at: int):
+    """Yields the events of a streamed answer, which is retracted once it has so many tokens."""
+    is_retracted = False
+    for event in events(server, body):
+        if event["meta_info"]["completion_tokens"] >= at and not is_retracted:
+            is_retracted = True
+            with paused(server):
+                pass
+        yield event
+
+
 def request(prompt, policy=None, budget=None, tokens=64, prompt_len=None, **extra) -> dict:
     custom = {"kv_policy": policy, "kv_budget": budget, "kv_prompt_len": prompt_len}
     chosen = {key: value for key, value in custom.items() if value is not None}

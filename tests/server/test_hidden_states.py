@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from client import FOREVER, assert_report, events, paused, problem, request, token_ids
+from client import FOREVER, assert_report, problem, request, retracted_events, token_ids
 from reasoner import REASONER
 
 TOKENS = 100
@@ -34,13 +34,8 @@ def test_each_token_has_the_state_that_it_was_sampled_from(
     retracting_server, embeddings, policy, budget
 ):
     ids = token_ids(retracting_server, problem(8).prompt)
-    is_retracted = False
     body = request(ids, policy, budget, TOKENS, return_hidden_states=True, **FOREVER)
-    for event in events(retracting_server, body):
-        if event["meta_info"]["completion_tokens"] > (budget or 0) and not is_retracted:
-            is_retracted = True
-            with paused(retracting_server):
-                pass
+    *_, event = retracted_events(retracting_server, body, at=(budget or 0) + 1)
     assert_report(event, policy, budget)
     info = event["meta_info"]
     assert info["num_retractions"] >= 1

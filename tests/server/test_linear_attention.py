@@ -9,12 +9,11 @@ from client import (
     EVICTING,
     FOREVER,
     assert_report,
-    events,
     flush_cache,
     generate,
-    paused,
     post,
     request,
+    retracted_events,
     together,
 )
 from conftest import beside, start_server
@@ -128,12 +127,8 @@ def test_more_is_generated_than_the_pool_holds(hybrid):
 
 def retracted(server, budget: int, at: int, tokens: int) -> dict:
     """The last event of an answer that was retracted once, when it had so many tokens."""
-    is_paused = False
-    for event in events(server, request(PROMPT, "window", budget, tokens, **FOREVER)):
-        if event["meta_info"]["completion_tokens"] >= at and not is_paused:
-            is_paused = True
-            with paused(server):
-                pass
+    body = request(PROMPT, "window", budget, tokens, **FOREVER)
+    *_, event = retracted_events(server, body, at)
     return event
 
 

@@ -2,9 +2,17 @@
 
 import pytest
 
-from client import EVICTING, assert_report, generate, post, problem, request, together, token_ids
-
-LONG = {"sampling_params": {"ignore_eos": True}}
+from client import (
+    EVICTING,
+    FOREVER,
+    assert_report,
+    generate,
+    post,
+    problem,
+    request,
+    together,
+    token_ids,
+)
 
 
 def test_the_kernels_run(paged_server):
@@ -14,7 +22,7 @@ def test_the_kernels_run(paged_server):
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 def test_budgets_hold_at_odd_prompt_lengths(paged_server, length):
     ids = token_ids(paged_server, problem(8).prompt)[:length]
-    answer = generate(paged_server, ids, "raas", 16, 20, **LONG)
+    answer = generate(paged_server, ids, "raas", 16, 20, **FOREVER)
     assert_report(answer, "raas", 16)
     assert answer["meta_info"]["resident_tokens"] == length + 16
 
@@ -23,11 +31,11 @@ def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
     asked = problem(6)
     policies = (*EVICTING, "dense")
     calls = [
-        lambda policy=policy: generate(paged_server, asked.prompt, policy, 16, 28, **LONG)
+        lambda policy=policy: generate(paged_server, asked.prompt, policy, 16, 28, **FOREVER)
         for policy in policies
     ]
     for policy, answer in zip(policies, together(calls), strict=True):
-        torch_answer = generate(server, asked.prompt, policy, 16, 28, **LONG)
+        torch_answer = generate(server, asked.prompt, policy, 16, 28, **FOREVER)
         assert answer["output_ids"] == torch_answer["output_ids"], policy
         assert_report(answer, policy, None if policy == "dense" else 16)
         assert policy == "dense" or answer["meta_info"]["evicted_tokens"] == 27 - 16
@@ -36,7 +44,7 @@ def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
 @pytest.mark.parametrize("past", [1, 2])
 def test_tree_purity_with_pages(paged_server, past):
     budget, ids = 16, [*token_ids(paged_server, problem(7).prompt)[:40], 30 + past]
-    answer = generate(paged_server, ids, "raas", budget, budget + past, **LONG)
+    answer = generate(paged_server, ids, "raas", budget, budget + past, **FOREVER)
     again = [*ids, *answer["output_ids"], 5]
     cached = generate(paged_server, again, "dense", tokens=1)["meta_info"]["cached_tokens"]
     kept = len(ids) + budget if past == 1 else len(ids)

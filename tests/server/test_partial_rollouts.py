@@ -15,6 +15,7 @@ from client import (
     post,
     problem,
     request,
+    retracted_events,
     token_ids,
 )
 
@@ -78,17 +79,13 @@ def retracted_once(server, body, at):
     """
     for attempt in range(5):
         rid = f"{body['rid']}-{attempt}"
-        before, after, is_paused, is_aborted = 0, 0, False, False
-        for event in events(server, {**body, "rid": rid}):
+        before, after, is_aborted = 0, 0, False
+        for event in retracted_events(server, {**body, "rid": rid}, at):
             info = event["meta_info"]
             if info["num_retractions"]:
                 after = after or info["completion_tokens"]
             else:
                 before = info["completion_tokens"]
-            if info["completion_tokens"] >= at and not is_paused:
-                is_paused = True
-                with paused(server):
-                    pass
             if info["completion_tokens"] >= before + 100 and not is_aborted:
                 is_aborted = True
                 post(server, "/abort_request", {"rid": rid})

@@ -2,15 +2,13 @@
 
 import pytest
 
-from client import assert_report, generate, problem
-
-LONG = {"sampling_params": {"ignore_eos": True}}
+from client import FOREVER, assert_report, generate, problem
 
 
 @pytest.mark.parametrize("name", ["retracting_server", "small_server"])
 def test_both_plugins_are_in_and_the_budget_holds(request, name):
     both = request.getfixturevalue(name)
-    answer = generate(both, problem(4).prompt, "window", 16, 60, **LONG)
+    answer = generate(both, problem(4).prompt, "window", 16, 60, **FOREVER)
     assert_report(answer, "window", 16)
     info = answer["meta_info"]
     assert info["evicted_tokens"] in (60 - 16 - 1, 60 - 16), "a step may be in flight"

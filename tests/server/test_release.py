@@ -4,6 +4,7 @@ import pytest
 import requests
 
 from client import (
+    FOREVER,
     TIMEOUT_S,
     events,
     flush_cache,
@@ -13,8 +14,6 @@ from client import (
     request,
     together,
 )
-
-LONG = {"sampling_params": {"ignore_eos": True}}
 
 
 def used_after(server, action) -> int:
@@ -27,7 +26,7 @@ def used_after(server, action) -> int:
 def test_finished_requests_give_everything_back(server, budget):
     calls = [
         lambda index=index: generate(
-            server, problem(6, seed=index).prompt, "raas", budget, 150, **LONG
+            server, problem(6, seed=index).prompt, "raas", budget, 150, **FOREVER
         )
         for index in range(6)
     ]
@@ -36,7 +35,7 @@ def test_finished_requests_give_everything_back(server, budget):
 
 def test_aborted_requests_give_everything_back(server):
     def run():
-        body = request(problem(6, seed=40).prompt, "raas", 16, 12000, rid="to-abort", **LONG)
+        body = request(problem(6, seed=40).prompt, "raas", 16, 12000, rid="to-abort", **FOREVER)
         is_aborted = False
         for event in events(server, body):
             if event["meta_info"]["completion_tokens"] > 32 and not is_aborted:  # saturated
@@ -49,7 +48,7 @@ def test_aborted_requests_give_everything_back(server):
 
 def test_clients_that_disconnect_give_everything_back(server):
     def leave(index):
-        body = request(problem(6, seed=index).prompt, "raas", 32, 12000, stream=True, **LONG)
+        body = request(problem(6, seed=index).prompt, "raas", 32, 12000, stream=True, **FOREVER)
         with requests.post(
             server.url + "/generate", json=body, stream=True, timeout=TIMEOUT_S
         ) as lines:

@@ -6,9 +6,15 @@ import re
 import pytest
 
 import twins
-from client import assert_chain_right, assert_report, generate, problem, together, token_ids
-
-LONG = {"sampling_params": {"ignore_eos": True}}
+from client import (
+    FOREVER,
+    assert_chain_right,
+    assert_report,
+    generate,
+    problem,
+    together,
+    token_ids,
+)
 
 
 def test_retracted_requests_keep_their_budgets_and_their_answers(retracting_server):
@@ -46,7 +52,7 @@ def test_a_retracted_window_is_the_window_it_was(retracting_server, server):
 
 def test_prompts_longer_than_a_chunk(retracting_server):
     asked = problem(40)  # 255 prompt tokens, chunks of 64
-    calls = [lambda: generate(retracting_server, asked.prompt, "raas", 64, 200, **LONG)] * 3
+    calls = [lambda: generate(retracting_server, asked.prompt, "raas", 64, 200, **FOREVER)] * 3
     for answer in together(calls):
         assert_report(answer, "raas", 64)
         assert answer["meta_info"]["resident_tokens"] == answer["meta_info"]["prompt_tokens"] + 64
@@ -61,7 +67,7 @@ def test_log_probabilities_of_a_retracted_request(retracting_server, start):
     """One for each token that was asked for, evicted and computed again or not."""
     asked = token_ids(retracting_server, problem(40).prompt)
     assert len(asked) == 255
-    extra = {"return_logprob": True, "logprob_start_len": start, **LONG}
+    extra = {"return_logprob": True, "logprob_start_len": start, **FOREVER}
     calls = [lambda: generate(retracting_server, asked, "raas", 64, 150, **extra)] * 4
     answers = together(calls)
     assert any(answer["meta_info"]["num_retractions"] for answer in answers)
