@@ -213,7 +213,7 @@ REQUESTS = [
     *(Request(name, 1 + 13 * i, 48) for i, name in enumerate(EVICTING)),
     *(Request(name, 9, 16) for name in EVICTING),
     Request("dense", 4, 320),
-    Request("raas", 3, 80, first_step=37),
+    Request("raas", 3, 80, first_step=21),
 ]
 # Of h2o and raas-paper each step is scored, which takes the interpreter its time.
 SMALL_REQUESTS = [replace(r, budget=32) for r in REQUESTS if r.budget in (48, 80)]
