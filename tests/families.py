@@ -1,5 +1,6 @@
 """Tiny models of the families that people serve; random weights whose greedy text varies."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ LINEAR = {
     "rms_norm_eps": 1e-3,  # or the norm after it makes much of little
 }
 NO_SHARED = {"num_experts": 4, "shared_expert_intermediate_size": 0}
+PATTERN = "hybrid_override_pattern"
+NEMOTRON_H = {
+    **{"mamba_num_heads": 16, "mamba_head_dim": 8, "n_groups": 8, "ssm_state_size": 16},
+    **{"chunk_size": 64, "layer_norm_epsilon": 1e-3},
+}
+MAMBA2 = {
+    **{"mamba_n_heads": 12, "mamba_d_head": 16, "mamba_d_ssm": 192, "mamba_d_state": 16},
+    **{"mamba_n_groups": 1, "mamba_chunk_size": 64, "rms_norm_eps": 1e-3},
+}
 VISION = {
     **{"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2},
     "num_position_embeddings": 16,
@@ -55,6 +65,15 @@ FAMILIES = {
     "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {**WIDE, **EXPERTS, **LINEAR, **NO_SHARED}),
     "qwen3.5-vision": ("Qwen3_5Config", {**WIDE, **LINEAR}),
     "qwen3.5-moe-vision": ("Qwen3_5MoeConfig", {**WIDE, **EXPERTS, **LINEAR, **NO_SHARED}),
+    "nemotron-h": ("NemotronHConfig", {**WIDE, **NEMOTRON_H, PATTERN: "M-*M*-"}),
+    "falcon-h1": ("FalconH1Config", MAMBA2),
+    "granite-4": (
+        "GraniteMoeHybridConfig",
+        {
+            **{**MAMBA2, **GRANITE, "num_hidden_layers": 4, "num_local_experts": 0},
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+        },
+    ),
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "glm4": ("Glm4Config", WIDE),
     "glm4-moe": (
@@ -79,6 +98,13 @@ GPU_FAMILIES = {
         {
             **{"num_local_experts": 4, "num_experts_per_tok": 2, "scoring_func": "sigmoid"},
             **{"use_qk_norm": True, "use_routing_bias": True},
+        },
+    ),
+    "nemotron-h-moe": (
+        "NemotronHConfig",
+        {
+            **{**WIDE, **NEMOTRON_H, **EXPERTS, PATTERN: "ME*ME*"},
+            **{"n_routed_experts": 4, "moe_shared_expert_intermediate_size": 32},
         },
     ),
 }
@@ -117,6 +143,11 @@ def make_model(family: str, path: Path, dtype: torch.dtype = torch.float32, **ot
             torch.nn.init.uniform_(parameter, *((-0.3, 0.3) if "bias" in name else (0.5, 1.5)))
     weights = {name: value for name, value in model.state_dict().items() if value.numel()}
     model.save_pretrained(path, state_dict=weights)
+    if PATTERN in values:  # transformers writes names of layers that SGLang does not know
+        file = path / "config.json"
+        written = json.loads(file.read_text())
+        del written["layers_block_type"]
+        file.write_text(json.dumps({**written, PATTERN: values[PATTERN]}))
 
 
 def _with_vision(text: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -60,6 +60,16 @@ SHAPES["qwen3-next-80b-a3b"] = {  # with fewer experts
     **{"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_conv_kernel_dim": 4},
     **{"linear_key_head_dim": 128, "linear_value_head_dim": 128},
 }
+SHAPES["nemotron-3-nano-30b-a3b"] = {  # with fewer experts
+    **{**COMMON, "architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h"},
+    **{"hybrid_override_pattern": "MEM*EME*", "num_hidden_layers": 8, "num_key_value_heads": 2},
+    **{"hidden_size": 2688, "intermediate_size": 1856, "vocab_size": 131072},
+    **{"mamba_num_heads": 64, "mamba_head_dim": 64, "n_groups": 8, "ssm_state_size": 128},
+    **{"chunk_size": 128, "conv_kernel": 4, "layer_norm_epsilon": 1e-5},
+    **{"n_routed_experts": 32, "num_experts_per_tok": 6, "moe_intermediate_size": 1856},
+    **{"moe_shared_expert_intermediate_size": 3712, "routed_scaling_factor": 2.5},
+    "max_position_embeddings": 262144,
+}
 # Requests that all run at once hold 3,328 tokens of a pool of 4,096, and write 17,280.
 RUNNING, PROMPT, BUDGET, TOKENS = 32, 40, 64, 500
 FLAGS = (
@@ -156,8 +166,13 @@ def test_more_is_generated_than_the_pool_holds(servers):
 
 # Its state carries an error on, so these must make less of it.
 CALM = {"initializer_range": 0.02, "rms_norm_eps": 0.01}
-WITH_LINEAR = {"qwen3-next": CALM, "qwen3.5": CALM, "qwen3.5-moe-vision": CALM}
-TINY = ("llama", "qwen3", "qwen3-moe", "glm4", "glm4-moe", *WITH_LINEAR, *GPU_FAMILIES)
+CALM_NEMOTRON = {"initializer_range": 0.02, "layer_norm_epsilon": 0.01}
+WITH_LINEAR = {
+    **{"qwen3-next": CALM, "qwen3.5": CALM, "qwen3.5-moe-vision": CALM},
+    **{"nemotron-h": CALM_NEMOTRON, "nemotron-h-moe": CALM_NEMOTRON, "falcon-h1": {}},
+    "granite-4": {"initializer_range": 0.03, "attention_multiplier": 0.5, "mamba_n_heads": 64},
+}
+TINY = ("llama", "qwen3", "qwen3-moe", "glm4", "glm4-moe", *{**WITH_LINEAR, **GPU_FAMILIES})
 LAYERS, KV_HEADS = 2, 2  # with keys and values; of linear attention there may be more
 # Heads that FlashInfer has; weights by which attention to a token more or less is worth much.
 TINY_SHAPE = {

@@ -33,6 +33,13 @@ STRATEGIES = {
     "extra_buffer": (),
     "no_buffer": ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule"),
 }
+# Of each kind of linear attention one model: gated delta net and Mamba2.
+pytestmark = pytest.mark.parametrize(
+    ("model", "hybrid"),
+    [("qwen3-next", "extra_buffer"), ("qwen3-next", "no_buffer"), ("nemotron-h", "extra_buffer")],
+    indirect=True,
+    scope="module",
+)
 # With a budget more, the first step that overwrites would keep a state; with one more token before
 # it, the last that does not keeps one.
 PROMPT = [(index * index + 5) % 128 for index in range(2 * GRID - 1)]
@@ -40,9 +47,9 @@ QUESTION = [(29 * index + 1) % 128 for index in range(20)]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("qwen3-next")
-    make_model("qwen3-next", path)
+def model(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    make_model(request.param, path)
     return path
 
 
@@ -54,7 +61,7 @@ def plain(model):
         return cold(running, PROMPT, tokens=TOKENS, return_logprob=True)
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
+@pytest.fixture(scope="module")
 def hybrid(request, model):
     flags = (*FLAGS, *RAAS, *STRATEGIES[request.param])
     with start_server(*flags, model_path=model, **beside("linear")) as running:
