@@ -27,7 +27,11 @@ class RequestSlots(NamedTuple):
 
 
 def reserve_slots(
-    config: RaasConfig, shape: StateShape, budget_bytes: int, asked: int | None
+    config: RaasConfig,
+    shape: StateShape,
+    budget_bytes: int,
+    asked: int | None,
+    most: int | None = None,
 ) -> RequestSlots:
     """Sizes the eviction state.
 
@@ -36,11 +40,14 @@ def reserve_slots(
         shape: The model's part of the state's size.
         budget_bytes: Memory for KV cache and state.
         asked: Requests that the user lets run at a time on this rank; None for no limit.
+        most: Requests that SGLang can run for another reason; None for no limit.
 
     Raises:
         ValueError: the state of so many requests leaves too little for the KV cache.
     """
     requests = asked or request_slots(config, shape, budget_bytes)
+    if most is not None:
+        requests = max(1, min(requests, most))
     slot_bytes = EvictionState.bytes_per_slot(config, shape)
     state_bytes = (requests + 1) * slot_bytes
     if state_bytes > budget_bytes / 2:
@@ -56,7 +63,7 @@ def reserve_slots(
         requests,
         slot_bytes / 2**20,
         state_bytes / 2**30,
-        "" if asked else "; --max-running-requests allows for more",
+        "" if requests in (asked, most) else "; --max-running-requests allows for more",
     )
     return RequestSlots(requests, state_bytes)
 

@@ -38,11 +38,21 @@ NO_SHARED = {"num_experts": 4, "shared_expert_intermediate_size": 0}
 PATTERN = "hybrid_override_pattern"
 NEMOTRON_H = {
     **{"mamba_num_heads": 16, "mamba_head_dim": 8, "n_groups": 8, "ssm_state_size": 16},
-    **{"chunk_size": 64, "layer_norm_epsilon": 1e-3},
+    **{"chunk_size": 32, "layer_norm_epsilon": 1e-3},
 }
 MAMBA2 = {
-    **{"mamba_n_heads": 12, "mamba_d_head": 16, "mamba_d_ssm": 192, "mamba_d_state": 16},
-    **{"mamba_n_groups": 1, "mamba_chunk_size": 64, "rms_norm_eps": 1e-3},
+    **{"mamba_n_heads": 12, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16},
+    **{"mamba_chunk_size": 64, "rms_norm_eps": 1e-3},
+}
+FALCON_H1 = {
+    **{**MAMBA2, "mamba_d_ssm": 192, "key_multiplier": 0.8, "ssm_in_multiplier": 1.2},
+    **{"attention_in_multiplier": 1.1, "attention_out_multiplier": 0.9},
+    **{"ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7], "ssm_out_multiplier": 0.6},
+    **{"embedding_multiplier": 1.5, "lm_head_multiplier": 0.9, "mlp_multipliers": [0.7, 1.3]},
+}
+GRANITE_4 = {
+    **{**MAMBA2, **GRANITE, "num_hidden_layers": 4, "num_experts_per_tok": 2},
+    "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 VISION = {
     **{"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2},
@@ -66,14 +76,9 @@ FAMILIES = {
     "qwen3.5-vision": ("Qwen3_5Config", {**WIDE, **LINEAR}),
     "qwen3.5-moe-vision": ("Qwen3_5MoeConfig", {**WIDE, **EXPERTS, **LINEAR, **NO_SHARED}),
     "nemotron-h": ("NemotronHConfig", {**WIDE, **NEMOTRON_H, PATTERN: "M-*M*-"}),
-    "falcon-h1": ("FalconH1Config", MAMBA2),
-    "granite-4": (
-        "GraniteMoeHybridConfig",
-        {
-            **{**MAMBA2, **GRANITE, "num_hidden_layers": 4, "num_local_experts": 0},
-            "layer_types": ["linear_attention", "full_attention"] * 2,
-        },
-    ),
+    "falcon-h1": ("FalconH1Config", FALCON_H1),
+    "granite-4": ("GraniteMoeHybridConfig", {**GRANITE_4, "num_local_experts": 0}),
+    "granite-4-moe": ("GraniteMoeHybridConfig", {**GRANITE_4, "num_local_experts": 4}),
     "phi3": ("Phi3Config", {"sliding_window": None}),
     "glm4": ("Glm4Config", WIDE),
     "glm4-moe": (
@@ -105,6 +110,7 @@ GPU_FAMILIES = {
         {
             **{**WIDE, **NEMOTRON_H, **EXPERTS, PATTERN: "ME*ME*"},
             **{"n_routed_experts": 4, "moe_shared_expert_intermediate_size": 32},
+            "moe_latent_size": 48,
         },
     ),
 }

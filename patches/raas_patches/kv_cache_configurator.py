@@ -35,7 +35,7 @@ def config_from_budget(
     """Around `config_from_budget`: the eviction state comes off the memory of the pool."""
     config, shape = required_config(self.server_args), _shape(self)
     budget_bytes -= EvictionState.scratch_bytes(config, shape, self.device)
-    slots = reserve_slots(config, shape, budget_bytes, _max_num_reqs(self))
+    slots = reserve_slots(config, shape, budget_bytes, _max_num_reqs(self), _most_with_states(self))
     attach_request_slots(self.server_args, slots.requests)
     return original(self, budget_bytes - slots.state_bytes, cap_tokens=cap_tokens)
 
@@ -90,6 +90,15 @@ def _max_num_reqs(self: "KVCacheConfigurator") -> int | None:
     """What the user asked for on this rank, or None."""
     asked = get_schedule().max_running_requests
     return None if asked is None else max(1, asked // self.attn_dp_size)
+
+
+def _most_with_states(self: "KVCacheConfigurator") -> int | None:
+    """For how many there are states of linear attention, which SGLang has sized before."""
+    if self.mambaish_config is None:
+        return None
+    states: int = get_schedule().max_mamba_cache_size
+    for_each: int = self._calculate_mamba_ratio()
+    return states // for_each
 
 
 _PATH = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator."

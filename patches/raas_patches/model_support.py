@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
-from sglang.srt.runtime_context import get_memory, get_schedule
+from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from raas_kernels import KVScales
 from raas_sglang.pool import RaasTokenToKVPool, unwrapped
@@ -44,6 +44,8 @@ LINEAR = (
     "FalconH1ForCausalLM",
     "GraniteMoeHybridForCausalLM",
 )
+# Of these, those whose layers have Mamba beside attention.
+MAMBA_WITHIN = ("FalconH1ForCausalLM",)
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _FLOAT8_CAPABILITY = (8, 9)  # the first GPUs that convert it
 
@@ -103,8 +105,15 @@ def _require_linear_attention(name: str, dtype: torch.dtype) -> None:
         )
     if dtype.itemsize == 1:
         raise RuntimeError(
-            f"--kv-policy is not tested with --kv-cache-dtype fp8_e4m3 for {name}, beside whose "
-            "layers with keys and values are others; use --kv-cache-dtype bfloat16"
+            f"--kv-policy is not tested with {name} and a KV cache of {dtype}, which "
+            "--kv-cache-dtype or the checkpoint asks for; use --kv-cache-dtype bfloat16 if the "
+            "checkpoint has no scales of keys and values, else remove --kv-policy"
+        )
+    if name in MAMBA_WITHIN and get_exec().graph.cuda_graph_config.prefill.backend != "disabled":
+        raise RuntimeError(
+            f"--kv-policy must run without CUDA graphs of prefills for {name}: SGLang captures its "
+            "Mamba layers as well, with the requests of the capture; use "
+            "--disable-prefill-cuda-graph"
         )
     if get_memory().enable_hierarchical_cache:
         raise RuntimeError(

@@ -90,6 +90,10 @@ class Qwen3NextForCausalLM(SomeForCausalLM):
         super().__init__(*({"layer_id": layer_id} for layer_id in (1, 3, 5, 7)))
 
 
+class FalconH1ForCausalLM(Qwen3NextForCausalLM):
+    pass
+
+
 @pytest.fixture
 def chosen(monkeypatch):
     """What a user chose, as `require_model` finds it."""
@@ -97,8 +101,11 @@ def chosen(monkeypatch):
         enable_hierarchical_cache=False,
         enable_priority_scheduling=False,
         disable_priority_preemption=False,
+        graph=SimpleNamespace(
+            cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(backend="breakable"))
+        ),
     )
-    for name in ("get_memory", "get_schedule"):
+    for name in ("get_exec", "get_memory", "get_schedule"):
         monkeypatch.setattr(model_support, name, lambda: made)
     return made
 
@@ -116,10 +123,16 @@ def test_other_linear_attention_is_refused_by_name(chosen):
 
 
 def test_float8_is_not_tested_beside_linear_attention(chosen):
-    with pytest.raises(
-        RuntimeError, match=r"Qwen3NextForCausalLM, .*use --kv-cache-dtype bfloat16"
-    ):
+    words = r"Qwen3NextForCausalLM and a KV cache of torch.float8_e4m3fn, .*dtype bfloat16"
+    with pytest.raises(RuntimeError, match=words):
         require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool(FLOAT8))
+
+
+def test_mamba_beside_attention_in_a_layer_is_not_captured_with_it(chosen):
+    with pytest.raises(RuntimeError, match=r"FalconH1ForCausalLM.*--disable-prefill-cuda-graph"):
+        require_model(FalconH1ForCausalLM(), CONFIG, hybrid_pool())
+    chosen.graph.cuda_graph_config.prefill.backend = "disabled"
+    require_model(FalconH1ForCausalLM(), CONFIG, hybrid_pool())
 
 
 @pytest.mark.parametrize(

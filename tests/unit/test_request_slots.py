@@ -67,6 +67,13 @@ def test_what_was_asked_for_is_sized_for_or_refused():
         reserve_slots(config, SHAPE, 101 * slot_bytes, 100)
 
 
+@pytest.mark.parametrize("asked", [None, 100, 10_000])
+def test_no_state_is_for_requests_that_linear_attention_has_none_for(asked):
+    config = RaasConfig(kv_policy="raas", kv_budget=64)
+    slot_bytes = EvictionState.bytes_per_slot(config, SHAPE)
+    assert reserve_slots(config, SHAPE, 50 * GIB, asked, most=40) == (40, 41 * slot_bytes)
+
+
 def test_a_model_without_keys_and_values_is_refused(monkeypatch):
     """Before its pool is sized by them, as of a Mamba."""
     monkeypatch.setattr(
