@@ -99,6 +99,8 @@ def servers(request, tmp_path_factory):
         path = tmp_path_factory.mktemp(path)
         (path / "config.json").write_text(json.dumps(SHAPES[request.param]))
         flags += DUMMY
+        if "n_routed_experts" in SHAPES[request.param]:  # what is chosen there tunes by timing
+            flags += ("--moe-runner-backend", "triton")
         if SHAPES[request.param]["head_dim"] > 128:  # not every build of fa3 has such heads
             flags += ("--prefill-attention-backend", "flashinfer")
     environment = {**os.environ, **STRICT}
@@ -225,3 +227,24 @@ def test_attention_sees_what_is_kept(tiny_servers, family, policy):
     as_kept, as_dense = error(kept), error(torch.ones_like(kept).tril())
     assert as_kept < 0.05, "bfloat16 is worth 0.01"
     assert as_dense > 5 * as_kept, "what was given up must matter"
+
+
+@pytest.mark.parametrize("family", WITH_LINEAR)
+def test_the_next_turn_is_the_same_on_a_cold_and_a_warm_tree(tiny_servers, family):
+    """A state of linear attention that decoding left in the tree is that of the text."""
+    _, made, starts = tiny_servers
+    starts[family].result()
+    endless = {"sampling_params": {"ignore_eos": True}}
+    ids = [(index * index + 7) % 128 for index in range(300)]
+    first = generate(made[family], ids, "raas", 512, 300, **endless)
+    turn, answers = [*ids, *first["output_ids"], 5, 6], []
+    for cached in (512, 0):  # a multiple of --mamba-track-interval
+        answer = generate(made[family], turn, "raas", 64, 100, return_logprob=True, **endless)
+        assert answer["meta_info"]["cached_tokens"] == cached
+        answers.append(answer)
+        flush_cache(made[family])
+    both = [answer["output_ids"] for answer in answers]
+    same = next((i for i, pair in enumerate(zip(*both, strict=True)) if len({*pair}) > 1), 100)
+    logprobs = [[e[0] for e in a["meta_info"]["output_token_logprobs"]] for a in answers]
+    apart = torch.tensor(logprobs).diff(dim=0).abs()[0, : same + 1]  # also where two were tied
+    assert apart.mean() < 0.05, "bfloat16 is worth 0.01"
