@@ -180,6 +180,7 @@ LAYERS, KV_HEADS = 2, 2  # with keys and values; of linear attention there may b
 TINY_SHAPE = {
     **{"num_attention_heads": 8, "num_key_value_heads": KV_HEADS},
     **{"head_dim": 64, "hidden_size": 512, "initializer_range": 0.05},
+    "max_position_embeddings": 1024,
 }
 TINY_BUDGET, TINY_TOKENS = 32, 128
 
