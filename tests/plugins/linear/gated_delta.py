@@ -103,20 +103,6 @@ def _split(
     return qkv.contiguous(), z.reshape(-1, v_heads, v_dim), *ba.split([v_heads, v_heads], dim=1)
 
 
-def _keep(
-    conv_states: torch.Tensor,
-    states: torch.Tensor,
-    sources: torch.Tensor,
-    mask: torch.Tensor,
-    targets: torch.Tensor,
-    *_: Any,
-    **__: Any,
-) -> None:
-    """Of all layers, which come first."""
-    for kept in (conv_states, states):
-        kept[:, targets[mask]] = kept[:, sources.long()[mask]]
-
-
 def install() -> None:
     """Puts these where SGLang's layers look for the kernels, before it imports them."""
     made: Any = ModuleType("sgl_kernel.mamba")
@@ -130,7 +116,5 @@ def install() -> None:
     ops.fused_qk_gemma_rmsnorm_with_gate_cpu = _attention_norm
     ops.fused_qkvzba_split_reshape_cat_contiguous_cpu = _split
     from sglang.kernels.ops.attention.fla import fused_norm_gate, layernorm_gated
-    from sglang.srt.layers.attention import hybrid_linear_attn_backend
 
     fused_norm_gate._use_cpu = layernorm_gated._use_cpu = True
-    hybrid_linear_attn_backend.track_mamba_states_all_layers = _keep

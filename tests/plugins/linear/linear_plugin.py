@@ -12,6 +12,7 @@ import torch
 
 import gated_delta
 import mamba2
+import tracking
 
 
 def register() -> None:
@@ -22,6 +23,7 @@ def register() -> None:
     torch.get_device_module = partial(_device_module, torch.get_device_module)
     gated_delta.install()
     mamba2.install()
+    tracking.install()
     from sglang.srt.arg_groups import mamba_hook
 
     mamba_hook._platform_supports_mamba_cache_extra_buffer = lambda: True

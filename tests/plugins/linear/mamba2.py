@@ -35,10 +35,8 @@ def _prefill(
             state.copy_(initial_states[row])
         for token in range(start, end):
             before.append(state.clone())
-            out[token] = _step(
-                state[None], x[token, None], dt[token, None], A, B[token, None], C[token, None],
-                D, dt_bias,
-            )[0]  # fmt: skip
+            inputs = tuple(each[token, None] for each in (x, dt, B, C))
+            out[token] = _step(state[None], inputs, (A, D, dt_bias))[0]
         last.append(state)
     states = torch.stack(before)
     tracked = None if track_end_locs is None else states[track_end_locs.long()][None]
@@ -61,48 +59,26 @@ def _decode(
     """One token a request; what is one number a head comes spread over its dimensions."""
     rows = state_batch_indices.long()
     states = state[rows]
-    per_head = dt[..., 0], A[:, 0, 0], B, C, D[:, 0], dt_bias[:, 0]
-    out.copy_(_step(states, x, *per_head))
+    out.copy_(_step(states, (x, dt[..., 0], B, C), (A[:, 0, 0], D[:, 0], dt_bias[:, 0])))
     state[rows] = states
 
 
 def _step(
-    states: torch.Tensor,
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor,
-    dt_bias: torch.Tensor,
+    states: torch.Tensor, inputs: tuple[torch.Tensor, ...], weights: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
     """Moves `states`, [requests, heads, size, state], on by a token, and reads them."""
+    (x, dt, B, C), (A, D, dt_bias) = inputs, weights
     B, C = (each.repeat_interleave(x.shape[1] // each.shape[1], 1)[:, :, None] for each in (B, C))
     dt = F.softplus(dt + dt_bias)[..., None, None]
     states.mul_((dt * A[:, None, None]).exp()).add_(dt * x[..., None] * B)
     return (states * C).sum(-1) + D[:, None] * x
 
 
-def _keep(
-    conv_states: torch.Tensor,
-    states: torch.Tensor,
-    sources: torch.Tensor,
-    mask: torch.Tensor,
-    targets: torch.Tensor,
-    *_: Any,
-    **__: Any,
-) -> None:
-    for kept in (conv_states, states):
-        kept[targets[mask]] = kept[sources.long()[mask]]
-
-
 def install() -> None:
     """Puts these where SGLang's layers look for the kernels."""
-    from sglang.srt.layers.attention import hybrid_linear_attn_backend
     from sglang.srt.layers.attention.mamba import mamba
 
     layer: Any = mamba
     layer.causal_conv1d_fn = layer.causal_conv1d_fn_triton = convolve
     layer.causal_conv1d_update = layer.causal_conv1d_update_triton = convolve_step
     layer.mamba_chunk_scan_combined, layer.selective_state_update = _prefill, _decode
-    hybrid_linear_attn_backend.track_mamba_states_if_needed = _keep
