@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from raas_kernels import KVScales
@@ -109,7 +110,10 @@ def _require_linear_attention(name: str, dtype: torch.dtype) -> None:
             "--kv-cache-dtype or the checkpoint asks for; use --kv-cache-dtype bfloat16 if the "
             "checkpoint has no scales of keys and values, else remove --kv-policy"
         )
-    if name in MAMBA_WITHIN and get_exec().graph.cuda_graph_config.prefill.backend != "disabled":
+    if (
+        name in MAMBA_WITHIN
+        and get_exec().graph.cuda_graph_config.prefill.backend != Backend.DISABLED
+    ):
         raise RuntimeError(
             f"--kv-policy must run without CUDA graphs of prefills for {name}: SGLang captures its "
             "Mamba layers as well, with the requests of the capture; use "
