@@ -46,15 +46,24 @@ def paused(server, mode: str = "retract"):
         assert post(server, "/continue_generation", {}).ok
 
 
+def interrupted_events(server, body: dict, at: int, act):
+    """Yields the events of a streamed answer; calls ``act`` once when it has so many tokens."""
+    is_done = False
+    for event in events(server, body):
+        if event["meta_info"]["completion_tokens"] >= at and not is_done:
+            is_done = True
+            act()
+        yield event
+
+
 def retracted_events(server, body: dict, at: int):
     """Yields the events of a streamed answer, which is retracted once it has so many tokens."""
-    is_retracted = False
-    for event in events(server, body):
-        if event["meta_info"]["completion_tokens"] >= at and not is_retracted:
-            is_retracted = True
-            with paused(server):
-                pass
-        yield event
+
+    def retract():
+        with paused(server):
+            pass
+
+    return interrupted_events(server, body, at, retract)
 
 
 def request(prompt, policy=None, budget=None, tokens=64, prompt_len=None, **extra) -> dict:
@@ -65,6 +74,14 @@ def request(prompt, policy=None, budget=None, tokens=64, prompt_len=None, **extr
         params["custom_params"] = chosen
     name = "text" if isinstance(prompt, str) else "input_ids"
     return {name: prompt, "sampling_params": params, **extra}
+
+
+def assert_same_answer(ours: dict, other: dict, tokens: int | None = None) -> None:
+    """Token for token and bit for bit, to the end or of the first so many tokens."""
+    ids = [answer["output_ids"][:tokens] for answer in (ours, other)]
+    assert ids[0] == ids[1], ids
+    both = [answer["meta_info"]["output_token_logprobs"][:tokens] for answer in (ours, other)]
+    assert both[0] == both[1], "bit for bit"
 
 
 def together(calls) -> list:

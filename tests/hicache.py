@@ -10,6 +10,7 @@ from client import (
     FOREVER,
     assert_chain_right,
     assert_report,
+    assert_same_answer,
     events,
     flush_cache,
     generate,
@@ -71,9 +72,7 @@ def assert_the_same_from_the_host(server, ids: list[int], *choice, **extra) -> d
     crowd_out(server)
     far = ask()
     assert cached(far) == (0, device), "all of the prompt must come from the host"
-    assert far["output_ids"] == near["output_ids"]
-    probabilities = [answer["meta_info"]["output_token_logprobs"] for answer in (near, far)]
-    assert probabilities[0] == probabilities[1], "bit for bit"
+    assert_same_answer(far, near)
     return far
 
 

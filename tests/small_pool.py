@@ -9,10 +9,10 @@ from client import (
     events,
     flush_cache,
     generate,
-    paused,
     post,
     problem,
     request,
+    retracted_events,
     together,
     token_ids,
 )
@@ -60,13 +60,8 @@ def assert_dense_neighbours_give_way(small_server) -> None:
 def assert_retraction_beyond_the_pool(small_server, tokens: int) -> None:
     """The boundary stays, the last 64 tokens stay, and the answer comes as long as asked for."""
     ids = prompt(small_server)
-    last: dict = {}
-    for event in events(small_server, request(ids, "raas", 64, tokens, **FOREVER)):
-        before, last = last, event
-        count = last["meta_info"]["completion_tokens"]
-        if count > POOL + 20 >= before.get("meta_info", {}).get("completion_tokens", 0):
-            with paused(small_server):
-                pass
+    body = request(ids, "raas", 64, tokens, **FOREVER)
+    *_, last = retracted_events(small_server, body, at=POOL + 21)
     assert_report(last, "raas", 64)
     info = last["meta_info"]
     assert info["num_retractions"] == 1

@@ -14,7 +14,15 @@ import pytest
 import torch
 
 from benchmarks.harness.server import STRICT, LocalServer
-from client import EVICTING, assert_report, flush_cache, generate, together
+from client import (
+    EVICTING,
+    FOREVER,
+    assert_report,
+    assert_same_answer,
+    flush_cache,
+    generate,
+    together,
+)
 from families import GPU_FAMILIES, make_model
 from masked_model import MaskedModel, kept_tokens
 from raas_sglang.policies import POLICIES
@@ -122,8 +130,7 @@ def prompt(index: int) -> list[int]:
 
 
 def ask(server, index: int, policy: str | None, budget: int | None, tokens: int, **extra) -> dict:
-    endless = {"ignore_eos": True}
-    return generate(server, prompt(index), policy, budget, tokens, sampling_params=endless, **extra)
+    return generate(server, prompt(index), policy, budget, tokens, **FOREVER, **extra)
 
 
 @pytest.mark.parametrize(("policy", "budget"), [("dense", None), ("raas", 512), ("raas", 256)])
@@ -134,11 +141,7 @@ def test_dense_identity(servers, policy, budget):
     for server, choice in ((plain, (None, None)), (ours, (policy, budget))):
         flush_cache(server)
         answers.append(ask(server, 0, *choice, tokens=400, return_logprob=True))
-    same = 256 if budget == 256 else 400
-    ids = [answer["output_ids"][:same] for answer in answers]
-    logprobs = [answer["meta_info"]["output_token_logprobs"][:same] for answer in answers]
-    assert ids[0] == ids[1]
-    assert logprobs[0] == logprobs[1], "bit for bit"
+    assert_same_answer(*answers, 256 if budget == 256 else 400)
     assert "kv_policy" not in answers[0]["meta_info"]
     assert_report(answers[1], policy, budget)
 
@@ -235,12 +238,11 @@ def test_the_next_turn_is_the_same_on_a_cold_and_a_warm_tree(tiny_servers, famil
     """A state of linear attention that decoding left in the tree is that of the text."""
     _, made, starts = tiny_servers
     starts[family].result()
-    endless = {"sampling_params": {"ignore_eos": True}}
     ids = [(index * index + 7) % 128 for index in range(300)]
-    first = generate(made[family], ids, "raas", 512, 300, **endless)
+    first = generate(made[family], ids, "raas", 512, 300, **FOREVER)
     turn, answers = [*ids, *first["output_ids"], 5, 6], []
     for cached in (512, 0):  # a multiple of --mamba-track-interval
-        answer = generate(made[family], turn, "raas", 64, 100, return_logprob=True, **endless)
+        answer = generate(made[family], turn, "raas", 64, 100, return_logprob=True, **FOREVER)
         assert answer["meta_info"]["cached_tokens"] == cached
         answers.append(answer)
         flush_cache(made[family])

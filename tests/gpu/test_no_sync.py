@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client import post, problem, request
+from client import FOREVER, post, problem, request
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ def read_backs(server, folder: Path, policy: str | None, budget: int | None) -> 
         "num_steps": STEPS,
     }
     assert post(server, "/start_profile", profile).status_code == 200
-    one = request("", policy, budget, STEPS + 100, sampling_params={"ignore_eos": True})
+    one = request("", policy, budget, STEPS + 100, **FOREVER)
     prompts = [problem(20, seed=80, inputs=index).prompt for index in range(4)]
     response = post(server, "/generate", {**one, "text": prompts})
     assert response.status_code == 200, response.text

@@ -9,6 +9,7 @@ from client import (
     EVICTING,
     FOREVER,
     assert_report,
+    assert_same_answer,
     flush_cache,
     generate,
     post,
@@ -85,9 +86,7 @@ def test_dense_identity(plain, hybrid, policy, budget):
     same = BUDGET if budget == BUDGET else TOKENS
     found = cold(hybrid, PROMPT, policy, budget, TOKENS, return_logprob=True)
     assert_report(found, policy, budget)
-    assert found["output_ids"][:same] == plain["output_ids"][:same]
-    both = [answer["meta_info"]["output_token_logprobs"][:same] for answer in (plain, found)]
-    assert both[0] == both[1], "bit for bit"
+    assert_same_answer(found, plain, same)
     assert budget != BUDGET or found["output_ids"] != plain["output_ids"]
 
 

@@ -9,8 +9,8 @@ from client import (
     EVICTING,
     FOREVER,
     assert_report,
-    events,
     generate,
+    interrupted_events,
     paused,
     post,
     problem,
@@ -47,12 +47,13 @@ def test_who_is_aborted_in_the_queue_answers_with_all_that_it_has(server):
     while server.running_and_waiting() != (2, 0):
         assert all(thread.is_alive() for thread in threads)
         time.sleep(0.05)
-    is_aborted = False
-    for event in events(server, request(ids, "raas", BUDGET, TOKENS, **FOREVER)):
-        if event["meta_info"]["completion_tokens"] > 2 * BUDGET and not is_aborted:
-            is_aborted = True
-            with paused(server):
-                post(server, "/abort_request", {"abort_all": True})
+
+    def abort():
+        with paused(server):
+            post(server, "/abort_request", {"abort_all": True})
+
+    body = request(ids, "raas", BUDGET, TOKENS, **FOREVER)
+    *_, event = interrupted_events(server, body, 2 * BUDGET + 1, abort)
     for thread in threads:
         thread.join()
     for answer in (event, answers["/generate"]):

@@ -6,9 +6,9 @@ import requests
 from client import (
     FOREVER,
     TIMEOUT_S,
-    events,
     flush_cache,
     generate,
+    interrupted_events,
     post,
     problem,
     request,
@@ -34,13 +34,12 @@ def test_finished_requests_give_everything_back(server, budget):
 
 
 def test_aborted_requests_give_everything_back(server):
+    def abort():
+        assert post(server, "/abort_request", {"rid": "to-abort"}).status_code == 200
+
     def run():
         body = request(problem(6, seed=40).prompt, "raas", 16, 12000, rid="to-abort", **FOREVER)
-        is_aborted = False
-        for event in events(server, body):
-            if event["meta_info"]["completion_tokens"] > 32 and not is_aborted:  # saturated
-                is_aborted = True
-                assert post(server, "/abort_request", {"rid": "to-abort"}).status_code == 200
+        *_, event = interrupted_events(server, body, 33, abort)  # saturated
         assert event["meta_info"]["finish_reason"]["type"] == "abort"
 
     assert used_after(server, run) == 0

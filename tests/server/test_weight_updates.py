@@ -12,6 +12,7 @@ from client import (
     events,
     flush_cache,
     generate,
+    interrupted_events,
     paused,
     post,
     problem,
@@ -81,12 +82,13 @@ def test_three_updates_in_pauses_by_retraction(server):
 def test_an_update_in_a_pause_in_place_changes_no_token(server):
     ids = token_ids(server, problem(8).prompt)
     quiet = generate(server, ids, "raas", BUDGET, TOKENS, **FOREVER)
-    is_updated = False
-    for event in events(server, request(ids, "raas", BUDGET, TOKENS, **FOREVER)):
-        if event["meta_info"]["completion_tokens"] > 2 * BUDGET and not is_updated:
-            is_updated = True
-            with paused(server, "in_place"):
-                assert post(server, "/update_weights_from_disk", UPDATE).ok
+
+    def update():
+        with paused(server, "in_place"):
+            assert post(server, "/update_weights_from_disk", UPDATE).ok
+
+    body = request(ids, "raas", BUDGET, TOKENS, **FOREVER)
+    *_, event = interrupted_events(server, body, 2 * BUDGET + 1, update)
     assert event["output_ids"] == quiet["output_ids"]
     assert_report(event, "raas", BUDGET)
 
