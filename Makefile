@@ -15,6 +15,7 @@ OWN_SERVERS := tests/server/test_adapters.py tests/server/test_documents.py \
 	tests/server/test_frontend.py::test_example_on_its_own_runtime
 # Threads of one process would spin for cores that the others have.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not gpu and not gpu2"
+GPU_PYTEST := OMP_NUM_THREADS=1 PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs
 
 .PHONY: demo test test-servers test-ops test-units browser lint gpu-test gpu2-test clean
 
@@ -56,11 +57,11 @@ lint: $(READY)
 # With the python3 of a GPU host that has SGLang, this plugin's metadata and pytest. No test skips.
 # `ARGS=--deselect=tests/gpu` runs the kernels' tests alone, which need torch, Triton and pytest.
 gpu-test:
-	PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs -m gpu tests/ops tests/gpu $(ARGS)
+	$(GPU_PYTEST) -m gpu tests/ops tests/gpu $(ARGS)
 
 # The same on a host with two GPUs: one model on both, and a model on each.
 gpu2-test:
-	PYTHONPATH=.:kernels:patches:$$PYTHONPATH python3 -m pytest -q -rs -m gpu2 tests/gpu $(ARGS)
+	$(GPU_PYTEST) -m gpu2 tests/gpu $(ARGS)
 
 $(READY): pyproject.toml setup.sh
 	./setup.sh
