@@ -35,12 +35,16 @@ class Model:
         path: Folder in the format of Hugging Face.
         device: Where to compute.
         dtype: In what precision.
+        is_float8: Whether keys and values are rounded as a KV cache of fp8_e4m3 rounds them
+            with scales of 1.
 
     Raises:
         ValueError: the architecture or its rotary embedding is another one.
     """
 
-    def __init__(self, path: Path, device: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, path: Path, device: str, dtype: torch.dtype, is_float8: bool = False
+    ) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
         config = loaded.config
         if config.model_type not in MODEL_TYPES or getattr(config, "attention_bias", False):
@@ -59,6 +63,7 @@ class Model:
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.query_heads
         self.scale = self.size**-0.5
         self.context = config.max_position_embeddings
+        self._as_stored = as_float8 if is_float8 else lambda x: x
         self.ends = _ends(loaded.generation_config, config.eos_token_id)
         weights = dict(loaded.state_dict())
         self.table = weights["model.embed_tokens.weight"]
@@ -86,7 +91,7 @@ class Model:
         q, k, v = x.split([self.query_heads, self.heads, self.heads], -2)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        return turned(q, *turns), turned(k, *turns), v
+        return turned(q, *turns), self._as_stored(turned(k, *turns)), self._as_stored(v)
 
     def finish(self, layer: Layer, hidden: Tensor, mixed: Tensor) -> Tensor:
         """Returns the layer's output from its input and the mixed values [..., query heads, D]."""
@@ -111,11 +116,29 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "fp8_e4m3"),
+        default="auto",
+        help="fp8_e4m3: keys and values as such a cache stores them, with scales of 1",
+    )
+
+
+def about_precision(args: argparse.Namespace) -> dict[str, str]:
+    """What a row says of the flags of `add_device_flags`."""
+    return {"dtype": args.dtype, "kv_cache_dtype": args.kv_cache_dtype}
 
 
 def asked_model(args: argparse.Namespace) -> Model:
     """The model that a command line asks for."""
-    return Model(args.model_path, args.device, getattr(torch, args.dtype))
+    is_float8 = args.kv_cache_dtype == "fp8_e4m3"
+    return Model(args.model_path, args.device, getattr(torch, args.dtype), is_float8)
+
+
+def as_float8(x: Tensor) -> Tensor:
+    """Rounds to numbers of e4m3; what is too large becomes the largest."""
+    most = torch.finfo(torch.float8_e4m3fn).max
+    return x.clamp(-most, most).to(torch.float8_e4m3fn).to(x.dtype)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import (
 from benchmarks.accuracy.samples import read_samples
 from benchmarks.accuracy.study import forced, losses
 from benchmarks.accuracy.study.decoder import prefill
-from benchmarks.accuracy.study.model import Model
+from benchmarks.accuracy.study.model import Model, as_float8
 from benchmarks.accuracy.study.rules import make_rule
 from benchmarks.accuracy.study.teacher import Teacher
 from benchmarks.accuracy.study.texts import read_texts
@@ -59,6 +59,20 @@ def test_a_rule_has_a_loss_of_its_own_once_it_gives_up_tokens(model, answers):
         is_apart = (raas.loss - dense.loss)[row, : len(answer)].abs() > 1e-5
         assert not is_apart[: BUDGET + 1].any()
         assert is_apart[BUDGET + 1 :].float().mean() > 0.5 or len(answer) <= BUDGET
+
+
+def test_a_float8_cache_rounds_what_it_stores(folder, answers):
+    exact, rounded = (
+        teach(Model(folder / "llama", "cpu", torch.float32, is_float8), "window", 60, answers)
+        for is_float8 in (False, True)
+    )
+    for part in ("keys", "values"):
+        for teacher, is_rounded in ((exact, False), (rounded, True)):
+            for held in (getattr(teacher.residents, part), getattr(teacher.prompts, part)):
+                assert torch.equal(held, as_float8(held)) == is_rounded
+    apart = (rounded.loss - exact.loss).abs()
+    assert 0 < apart.mean() < 0.5, "the text is still the same"
+    assert as_float8(torch.tensor([1.03, -460.0])).tolist() == [1.0, -448.0]
 
 
 @pytest.fixture
