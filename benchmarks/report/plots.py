@@ -8,10 +8,16 @@ from typing import NamedTuple
 from benchmarks.report.decode import logical_length, mebibytes_of_request, over_length
 from benchmarks.report.drawing import COLOURS, drawing
 from benchmarks.report.store import Row, distinct, gpus
-from benchmarks.report.throughput import conditions, gpu_name, headline_rows, in_steady_state
+from benchmarks.report.throughput import (
+    BUDGET,
+    conditions,
+    gpu_name,
+    headline_rows,
+    in_steady_state,
+)
 
 MARKS = "os^Dvx"
-_HEADLINE_NAMES = {"default": "default runtime", "raas": "raas"}
+_HEADLINE_NAMES = {"default": "default runtime", "raas": f"raas, L = {BUDGET:,}"}
 
 
 class Line(NamedTuple):
