@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from benchmarks.report.decode import logical_length, mebibytes_of_request, over_length
 from benchmarks.report.drawing import COLOURS, drawing
-from benchmarks.report.store import Row, distinct, gpus
+from benchmarks.report.store import Row, arm_of, distinct, gpus
 from benchmarks.report.throughput import (
-    BUDGET,
+    NAMES,
     conditions,
     gpu_name,
     headline_rows,
@@ -17,7 +17,6 @@ from benchmarks.report.throughput import (
 )
 
 MARKS = "os^Dvx"
-_HEADLINE_NAMES = {"default": "default runtime", "raas": f"raas, L = {BUDGET:,}"}
 
 
 class Line(NamedTuple):
@@ -100,7 +99,7 @@ def headline() -> Plot:
         rows,
         lambda row: row["config"]["output"],
         lambda row: row["value"],
-        lambda row: f"{_HEADLINE_NAMES[row['config']['arm']]}, {gpu_name(row)}",
+        lambda row: f"{NAMES[arm_of(row)].replace('`', '')}, {gpu_name(row)}",
     )
     model, weights, *others = conditions(rows)
     weights = weights.replace("**", "")

@@ -16,7 +16,7 @@ from benchmarks.report.table import NOTHING, device_and_pool, markdown, per_head
 SHAPE, BUDGET = "qwen2.5-7b", 1024  # of the front page
 WINDOW_STEPS = 1000  # a shorter window is one that was cut, which its cell says
 _QUEUES = {"full": "", "fits": "as many as fit"}
-_NAMES = {"default": "default runtime", "raas": f"`raas`, L = {BUDGET:,}"}
+NAMES = {"default": "default runtime", "raas": f"`raas`, L = {BUDGET:,}"}
 _CHOSEN = ("state", "arm", "budget", "queue")
 Case = tuple[str, str, int]
 
@@ -56,7 +56,7 @@ def headline() -> str:
         return f"{value:,.0f}{ratio}"
 
     lines = [
-        [f"{gpu}, {_NAMES[arm]}", *(cell(gpu, arm, output) for output in outputs)]
+        [f"{gpu}, {NAMES[arm]}", *(cell(gpu, arm, output) for output in outputs)]
         for gpu, arm in distinct((gpu_name(row), arm_of(row)) for row in rows)
     ]
     head = ["tokens/s at outputs of", *(f"{output:,}" for output in outputs)]
@@ -68,11 +68,7 @@ def headline_rows() -> list[Row]:
     best: dict[tuple[str, str, int], Row] = {}
     for row in in_steady_state():
         config = row["config"]
-        if (
-            config["shape"] == SHAPE
-            and config["budget"] in (None, BUDGET)
-            and arm_of(row) in _NAMES
-        ):
+        if config["shape"] == SHAPE and config["budget"] in (None, BUDGET) and arm_of(row) in NAMES:
             key = gpu_name(row), arm_of(row), _output(row)
             best[key] = max(row, best.get(key, row), key=lambda one: float(one["value"]))
     return [best[key] for key in sorted(best)]
