@@ -35,7 +35,9 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
 def about_run(args: argparse.Namespace) -> dict[str, Any]:
     """What is true of all samples of a run; a model is another one with a quantised cache."""
     model = args.model_path.name if args.model_path != REASONER else "reasoner"
-    cache = quantised_cache(shlex.split(getattr(args, "server_flags", "")))
+    is_served = "server_flags" in args
+    flags = args.server_flags if is_served else f"--kv-cache-dtype {args.kv_cache_dtype}"
+    cache = quantised_cache(shlex.split(flags))
     return {
         "command": shlex.join(["python", *own_command()]),
         "commit": args.commit or commit_of_checkout(),

@@ -280,3 +280,11 @@ def test_equal_rows_draw_equal_pictures(rows, tmp_path):
 def test_answers_over_a_quantised_cache_are_told_apart(flags, model):
     args = argparse.Namespace(server_flags=flags, commit="c", first_seed=0, model_path=REASONER)
     assert about_run(args)["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("dtype", "model"), [("auto", "reasoner"), ("fp8_e4m3", "reasoner, fp8_e4m3 KV cache")]
+)
+def test_the_study_tells_them_apart_in_the_same_way(dtype, model):
+    args = argparse.Namespace(kv_cache_dtype=dtype, commit="c", model_path=REASONER)
+    assert about_run(args)["model"] == model

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from benchmarks.accuracy.samples import Sample, SampleFile, about_run, add_file_flags
 from benchmarks.accuracy.study.decoder import prefill
 from benchmarks.accuracy.study.losses import summarise, table
-from benchmarks.accuracy.study.model import Model, about_precision, add_device_flags, asked_model
+from benchmarks.accuracy.study.model import Model, add_device_flags, asked_model
 from benchmarks.accuracy.study.prompts import chat_prompt, plain_ids
 from benchmarks.accuracy.study.rules import make_rule
 from benchmarks.accuracy.study.teacher import Teacher
@@ -40,7 +40,7 @@ def main() -> int:
         make_rule(method)  # says what is wrong before anything is computed
     model = asked_model(args)
     tokenizer = AutoTokenizer.from_pretrained(args.model_path)
-    file = SampleFile(args.out, "all", {**about_run(args), **about_precision(args)})
+    file = SampleFile(args.out, "all", {**about_run(args), "dtype": args.dtype})
     for source in args.texts:
         name, texts = read_texts(source)
         study = Forced(model, tokenizer, texts, args.n, args.max_tokens, max(args.budgets))

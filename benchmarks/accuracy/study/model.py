@@ -124,11 +124,6 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def about_precision(args: argparse.Namespace) -> dict[str, str]:
-    """What a row says of the flags of `add_device_flags`."""
-    return {"dtype": args.dtype, "kv_cache_dtype": args.kv_cache_dtype}
-
-
 def asked_model(args: argparse.Namespace) -> Model:
     """The model that a command line asks for."""
     is_float8 = args.kv_cache_dtype == "fp8_e4m3"
@@ -137,8 +132,7 @@ def asked_model(args: argparse.Namespace) -> Model:
 
 def as_float8(x: Tensor) -> Tensor:
     """Rounds to numbers of e4m3; what is too large becomes the largest."""
-    most = torch.finfo(torch.float8_e4m3fn).max
-    return x.clamp(-most, most).to(torch.float8_e4m3fn).to(x.dtype)
+    return x.to(torch.float8_e4m3fn).to(x.dtype)
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

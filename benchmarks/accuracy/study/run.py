@@ -22,7 +22,7 @@ from benchmarks.accuracy.grid import Cell, add_grid_flags, cells_of
 from benchmarks.accuracy.samples import SampleFile, about_run, add_sample_flags
 from benchmarks.accuracy.study.decoder import Decoder, prefill
 from benchmarks.accuracy.study.grade import Answer, graded
-from benchmarks.accuracy.study.model import Model, about_precision, add_device_flags, asked_model
+from benchmarks.accuracy.study.model import Model, add_device_flags, asked_model
 from benchmarks.accuracy.study.prompts import token_ids
 from benchmarks.accuracy.study.rules import make_rule
 from reasoner import REASONER
@@ -33,7 +33,7 @@ TOKENS = 1024  # most of an answer to a question of a data set, where --max-toke
 def main() -> int:
     args = parse_args()
     cells = cells_of(args)
-    file = SampleFile(args.out, args.texts, {**about_run(args), **about_precision(args)})
+    file = SampleFile(args.out, args.texts, {**about_run(args), "dtype": args.dtype})
     model = asked_model(args)
     study = Study(model, AutoTokenizer.from_pretrained(args.model_path))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
