@@ -78,6 +78,9 @@ SHAPES["nemotron-3-nano-30b-a3b"] = {  # with fewer experts
     **{"moe_shared_expert_intermediate_size": 3712, "routed_scaling_factor": 2.5},
     "max_position_embeddings": 262144,
 }
+# Weights that the server itself quantises as it loads them.
+QUANTISED = {"qwen3-8b-fp8": ("--quantization", "fp8")}
+SHAPES["qwen3-8b-fp8"] = SHAPES["qwen3-8b"]
 # Requests that all run at once hold 3,328 tokens of a pool of 4,096, and write 17,280.
 RUNNING, PROMPT, BUDGET, TOKENS = 32, 40, 64, 500
 FLAGS = (
@@ -108,7 +111,7 @@ def servers(request, tmp_path_factory):
     if path in SHAPES:
         path = tmp_path_factory.mktemp(path)
         (path / "config.json").write_text(json.dumps(SHAPES[request.param]))
-        flags += DUMMY
+        flags += (*DUMMY, *QUANTISED.get(request.param, ()))
         if SHAPES[request.param]["head_dim"] > 128:  # not every build of fa3 has such heads
             flags += ("--prefill-attention-backend", "flashinfer")
     environment = {**os.environ, **STRICT}
