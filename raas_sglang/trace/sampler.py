@@ -1,11 +1,9 @@
-"""The device side of the trace stream: token tables on their way to the host, without a wait.
+"""Samples what decode batches hold, and gives it to the publisher's thread.
 
-The tables of a batch are gathered on the stream that computed them, so in order with the steps, and
-copied to pinned memory on another. The publisher's thread waits for the copy. There are two
-buffers; if both are still on their way, the sample is left out rather than waited for.
+That thread waits for the tables on their way to the host; the scheduler's does not. A sample for
+which there is no buffer is left out.
 """
 
-import queue
 import time
 from array import array
 from collections.abc import Sequence
@@ -27,8 +25,7 @@ from raas_sglang.trace.message import (
     TraceBatch,
 )
 from raas_sglang.trace.publisher import TracePublisher
-
-_BUFFERS = 2
+from raas_sglang.trace.table_copy import TableCopier, TableCopy
 
 
 class TracedRequest(NamedTuple):
@@ -66,22 +63,6 @@ class TracedRow(NamedTuple):
     text: bytes
 
 
-class Copy(NamedTuple):
-    """Token tables on their way to the host.
-
-    Attributes:
-        source: What is copied; must live until it has arrived.
-        births: [Y, B, H, K] int32, on the host.
-        weights: [Y, B, H, K] float32, on the host.
-        done: Recorded behind the copy; None where it has arrived already.
-    """
-
-    source: torch.Tensor
-    births: torch.Tensor
-    weights: torch.Tensor
-    done: torch.cuda.Event | None
-
-
 class TokenSampler:
     """Samples the token tables of decode batches and gives them to the publisher.
 
@@ -101,19 +82,10 @@ class TokenSampler:
         attn_dp_rank: int,
         tp_rank: int,
     ) -> None:
-        self.buffers = buffers
         self.config = config
         self.publisher = publisher
         self.ranks = (attn_dp_rank, tp_rank)
-        device = buffers.births.device
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
-        size = 2 * buffers.births.numel()
-        for _ in range(_BUFFERS):
-            pinned = self._stream is not None
-            self._free.put(torch.empty(size, dtype=torch.int32, pin_memory=pinned))
+        self._copier = TableCopier(buffers)
         self._steps = self._messages = 0
 
     def is_due(self) -> bool:
@@ -140,17 +112,14 @@ class TokenSampler:
             self._publish_texts(now, rows)
             return
         sequence = self._next_number()
-        try:
-            host = self._free.get_nowait()
-        except queue.Empty:
+        copy = self._copier.start(req_pool_indices, max(row.tokens for row in evicting))
+        if copy is None:
             return  # the subscriber sees the gap in the sequence
-        copy = self._start(req_pool_indices, max(row.tokens for row in evicting), host)
 
         def message() -> TraceBatch:
-            if copy.done is not None:
-                copy.done.synchronize()
+            copy.wait()
             events = [_event(row, copy) for row in evicting]
-            self._free.put(host)
+            self._copier.release(copy)
             return TraceBatch(now, events, *self.ranks, self._texts(rows))
 
         self.publisher.publish(sequence, message)
@@ -188,34 +157,8 @@ class TokenSampler:
         text = request.input_ids.tobytes() + request.output_ids.tobytes()
         return TracedRow(place, request.rid, state.options, *lens, tokens, text)
 
-    def _start(self, slots: torch.Tensor, tokens: int, host: torch.Tensor) -> Copy:
-        tables = [
-            self.buffers.births[..., :tokens].index_select(1, slots),
-            # Its bits as int32, so that both tables share one buffer and one copy.
-            self.buffers.weights.view(torch.int32)[..., :tokens].index_select(1, slots),
-        ]
-        source = torch.cat([table.flatten() for table in tables])
-        target = host[: len(source)]
-        parts = torch.split(target, [table.numel() for table in tables])
-        births, weights = (
-            part.view(table.shape) for part, table in zip(parts, tables, strict=True)
-        )
-        done = self._copy(source, target)
-        return Copy(source, births, weights.view(torch.float32), done)
 
-    def _copy(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
-        if self._stream is None:
-            target.copy_(source)
-            return None
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
-        return done
-
-
-def _event(row: TracedRow, copy: Copy) -> TokenTrace:
+def _event(row: TracedRow, copy: TableCopy) -> TokenTrace:
     births, weights = (
         table[:, row.place, :, : row.tokens] for table in (copy.births, copy.weights)
     )
