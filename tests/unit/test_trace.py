@@ -132,6 +132,22 @@ def test_a_sample_that_finds_no_buffer_leaves_a_gap(kept):
     assert kept.samples == []
 
 
+def test_a_message_is_not_overwritten_by_the_next_samples(kept):
+    """A subscriber that lags reads it after its buffer has been used again."""
+    state = buffers()
+    sampler = TokenSampler(state, CONFIG, kept, 0, 0)
+    rows = [request("alone", 64)]  # whose tables are all of the buffer
+    sampler.sample(torch.tensor([1]), rows)
+    event = kept.samples.pop()[1]().events[0]  # not packed: its tables are frames of their own
+    sent = [bytes(table) for table in (event.births, event.weights)]
+    for tensor in (state.births, state.weights):
+        tensor.zero_()
+    for _ in range(2):
+        sampler.sample(torch.tensor([1]), rows)
+        kept.arrive()
+    assert [bytes(event.births), bytes(event.weights)] == sent
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
