@@ -98,11 +98,13 @@ class EvictionState:
             slots: Request slots that SGLang gave them.
             states: The requests; one that cannot evict is dense to the kernels.
         """
+        policies = [s.options.policy if s.options.evicts else Policy.DENSE for s in states]
+        budgets = [s.options.budget for s in states]
         asked = {
-            "policies": [s.options.policy if s.options.evicts else Policy.DENSE for s in states],
+            "policies": policies,
             "prompt_lens": [s.prompt_len for s in states],
-            "budgets": [s.options.budget for s in states],
-            "periods": [s.options.policy.period(s.options.budget) for s in states],
+            "budgets": budgets,
+            "periods": [p.period(budget) for p, budget in zip(policies, budgets, strict=True)],
             "first_steps": [s.generated_len for s in states],
         }
         columns = [*(asked[name] for name in RequestTables.declared())]

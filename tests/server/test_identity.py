@@ -3,6 +3,7 @@
 import pytest
 
 from client import (
+    FOREVER,
     assert_chain_right,
     assert_report,
     assert_same_answer,
@@ -40,6 +41,28 @@ def test_dense_identity(server, plain, policy, budget, tokens):
     assert_report(ours, policy, budget)
     assert_chain_right(asked, ours)
     assert "kv_policy" not in plain["meta_info"]
+
+
+def test_a_budget_above_the_largest_is_one_that_holds_the_output(server, plain_server):
+    """There is no room for it in the state, so nothing may be written there."""
+    asked, neighbour = problem(LINES), problem(12)
+    options = {"tokens": 530, **FOREVER}  # of --kv-max-budget 512
+
+    def beside():
+        return generate(server, neighbour.prompt, "h2o", 64, 180)
+
+    alone, plain = beside(), generate(plain_server, asked.prompt, **options)
+    policies = ("raas", "raas-paper", "h2o")
+    calls = [
+        lambda policy=policy: generate(server, asked.prompt, policy, 544, **options)
+        for policy in policies
+    ]
+    *answers, seen = together([*calls, beside])
+    for policy, answer in zip(policies, answers, strict=True):
+        assert_report(answer, policy, 544)
+        assert answer["output_ids"] == plain["output_ids"]
+        assert answer["meta_info"]["evicted_tokens"] == 0
+    assert seen["output_ids"] == alone["output_ids"]
 
 
 def test_radix_cache_and_overlap_are_on(server):

@@ -27,6 +27,13 @@ def test_budgets_hold_at_odd_prompt_lengths(paged_server, length):
     assert answer["meta_info"]["resident_tokens"] == length + 16
 
 
+def test_a_budget_above_the_largest_is_one_that_holds_the_output(paged_server, server):
+    answer = generate(paged_server, problem(6).prompt, "h2o", 144, 140, **FOREVER)
+    dense = generate(server, problem(6).prompt, "dense", tokens=140, **FOREVER)
+    assert_report(answer, "h2o", 144)
+    assert answer["output_ids"] == dense["output_ids"]
+
+
 def test_every_policy_writes_what_the_torch_ops_write(paged_server, server):
     asked = problem(6)
     policies = (*EVICTING, "dense")
