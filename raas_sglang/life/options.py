@@ -105,9 +105,13 @@ def parse_options(
     if PROMPT_KEY in asked:
         _check_prompt_len(prompt_len, input_len)
     generated = 0 if prompt_len is None or input_len is None else input_len - prompt_len
-    limit = context_len if max_new_tokens is None else generated + max_new_tokens
+    limit = context_len
+    if max_new_tokens is not None:
+        limit = min(limit, generated + max_new_tokens)
     budget = asked.get(BUDGET_KEY, config.kv_budget)
-    _check_request_budget(budget, config, context_len, limit)
+    if BUDGET_KEY in asked:  # the server's may be larger: then nothing is given up
+        _check_within_context(budget, context_len)
+    _check_request_budget(budget, config, limit)
     traced = asked.get(TRACE_KEY, True)
     if not isinstance(traced, bool):
         raise ValueError(
@@ -194,13 +198,16 @@ def _check_prompt_len(prompt_len: Any, input_len: int | None) -> None:
         )
 
 
-def _check_request_budget(budget: Any, config: RaasConfig, context_len: int, limit: int) -> None:
+def _check_within_context(budget: Any, context_len: int) -> None:
     check_budget(BUDGET_KEY, budget)
     if budget > context_len:
         raise ValueError(
             f"kv_budget must be at most the context length ({context_len} tokens), got {budget}; "
-            "use dense to keep every token"
+            "ask for less, or send kv_policy dense and no budget"
         )
+
+
+def _check_request_budget(budget: int, config: RaasConfig, limit: int) -> None:
     if limit > budget > config.max_budget:
         raise ValueError(
             f"kv_budget must be at most --kv-max-budget ({config.max_budget} tokens), "

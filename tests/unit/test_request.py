@@ -37,6 +37,9 @@ def test_a_budget_that_holds_the_whole_output_never_evicts():
     assert parse({"kv_budget": 512}, max_new_tokens=513).evicts
     # Above --kv-max-budget there is no eviction state, and none is needed.
     assert not parse({"kv_budget": 1024}, max_new_tokens=1000).evicts
+    # Nor of the context, which is the end of any output, even if the server's budget is above it.
+    assert not parse({"kv_budget": CONTEXT}, max_new_tokens=2 * CONTEXT).evicts
+    assert not parse_options(None, CONFIG, CONFIG.kv_budget // 2, None).evicts
 
 
 def test_what_was_generated_before_counts_towards_the_budget():
