@@ -7,7 +7,6 @@ on the hub; a field ``prompt`` is asked as it is.
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ SEVERAL = (
     "Solve these {} problems one after another. For each, reason step by step and put its answer "
     "within \\boxed{{}}."
 )
-BOX = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+BOX = "\\boxed{"
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,23 @@ class DatasetTask:
         if len(answers) == 1:
             found, right = grade(text, answers[0])
             return Verdict(right, right, found, None)
-        boxes = BOX.findall(text)[: len(answers)]
+        boxes = boxed(text)[: len(answers)]
         graded = [grade(f"${box}$", answer)[1] for box, answer in zip(boxes, answers, strict=False)]
         rights = (*graded, *[False] * (len(answers) - len(graded)))
         return Verdict(all(rights), all(rights), len(boxes) == len(answers), None, rights)
+
+
+def boxed(text: str) -> list[str]:
+    """What stands in each box of a text, braces within it included; an open box is none."""
+    found = []
+    for part in text.split(BOX)[1:]:
+        depth = 1
+        for place, letter in enumerate(part):
+            depth += {"{": 1, "}": -1}.get(letter, 0)
+            if not depth:
+                found.append(part[:place])
+                break
+    return found
 
 
 def grade(text: str, answer: str) -> tuple[bool, bool]:

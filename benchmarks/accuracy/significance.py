@@ -13,23 +13,35 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return (centre - spread) / scale, (centre + spread) / scale
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
+def mcnemar(first: Sequence[bool], second: Sequence[bool], each: int = 1) -> tuple[int, int, float]:
     """Compares two methods on the same problems by the exact McNemar test.
+
+    Problems of one message are answered in one text, so they are not independent. Then the messages
+    are what is compared: their differences change sign in every way, of which McNemar's test is the
+    case of one problem in a message.
 
     Args:
         first: Whether each problem was solved with one method.
         second: The same with the other.
+        each: Problems of a message, which stand beside each other.
 
     Returns:
         Problems that only the first solved, that only the second solved, and the two-sided
         probability of a difference at least as large if neither were better.
     """
-    pairs = list(zip(first, second, strict=True))
-    only_first = sum(a and not b for a, b in pairs)
-    only_second = sum(b and not a for a, b in pairs)
-    apart = only_first + only_second
-    tail = sum(math.comb(apart, k) for k in range(min(only_first, only_second) + 1))
-    return only_first, only_second, min(1.0, 2 * tail / 2**apart)
+    apart = [int(a) - int(b) for a, b in zip(first, second, strict=True)]
+    messages = [sum(apart[i : i + each]) for i in range(0, len(apart), each)]
+    ways = {0: 1}  # by the sum of all differences
+    differing = [abs(message) for message in messages if message]
+    for difference in differing:
+        changed: dict[int, int] = {}
+        for total, count in ways.items():
+            for after in (total - difference, total + difference):
+                changed[after] = changed.get(after, 0) + count
+        ways = changed
+    seen = abs(sum(messages))
+    extreme = sum(count for total, count in ways.items() if abs(total) >= seen)
+    return apart.count(1), apart.count(-1), extreme / 2 ** len(differing)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:

@@ -160,8 +160,8 @@ class Workload:
         heads = shape.layers * self.rows * shape.kv_heads
         group = shape.q_heads // shape.kv_heads
         # Victim, slot, target, place, birth and weight; key and value in and out; queries in, and
-        # their mean and variance, and the mean key, in float32 in and out.
-        claimed, moments = heads * 24, heads * (group * 9 + 4) * vector
+        # mean and variance of them and of the keys, in float32 in and out.
+        claimed, moments = heads * 24, heads * (group * 9 + 8) * vector
         plain = heads * 2 * (vector + stored)
         yield Case("claim_slots", partial(self.claim, ops), claimed)
         yield Case(
@@ -172,7 +172,7 @@ class Workload:
         noted = moments if self.kind.label == "raas" else heads * group * 2 * vector
         yield Case("store_decode", partial(self.store, ops), plain + noted + 12 * heads)
         # Keys and moments; of each token its slot, birth, norm and importance.
-        asked = self.budget * stored + (4 * group + 2) * vector + 16 * self.budget
+        asked = self.budget * stored + (4 * group + 4) * vector + 16 * self.budget
         share = ((self.offsets + 1) % self.period == 0).float().mean().item()
         for name, batch, part in (("", self.batch, share), (", all due", self.due, 1.0)):
             score = partial(self.score, ops, batch)

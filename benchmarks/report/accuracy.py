@@ -71,7 +71,8 @@ def compare(first: Row, second: Row) -> tuple[int, int, float]:
     """`mcnemar` of two cells, over the questions that were asked in both."""
     both = sorted(_asked(first) & _asked(second))
     solved = [problems(row, "solved") for row in (first, second)]
-    return mcnemar(*([index in which for index in both] for which in solved))
+    each = int(first["task"].partition("*")[2] or 1)
+    return mcnemar(*([index in which for index in both] for which in solved), each)
 
 
 def share(row: Row) -> float:
@@ -120,8 +121,8 @@ def front() -> str:
             against = "" if control is None else f"{share(control):.1f} (`{control['method']}`)"
             length = f"{dense['tokens_mean']:,.0f}"
             name = task.partition(", ")[2]
-            said = f"{share(row):.1f}{mark(row, group)}"
-            lines.append([name, length, str(budget), f"{share(dense):.1f}", said, against])
+            cells = [f"{share(dense):.1f}", _share(row, group), against]
+            lines.append([name, length, str(budget), *cells])
     head = ["questions", "tokens of an answer", "L", "dense", "`raas`", "best control"]
     return markdown(head, lines) if lines else NOTHING
 

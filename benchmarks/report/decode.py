@@ -3,7 +3,7 @@
 import re
 
 from benchmarks.harness.shapes import attention_shape
-from benchmarks.report.store import Row, arm_of, newest, read, run_of, shape_of
+from benchmarks.report.store import Row, arm_of, cache_of, newest, read, run_of, shape_of
 from benchmarks.report.table import device_and_budget, number, per_heading
 
 AT_ONE_LENGTH = "inter-token latency at one resident length"
@@ -90,8 +90,9 @@ def slots_of_request(row: Row) -> float:
 
 
 def mebibytes_of_request(row: Row) -> float:
-    """KV cache in those slots."""
-    return slots_of_request(row) * attention_shape(_shape(row)).bytes_per_slot / 2**20
+    """KV cache in those slots, whose numbers a quantised cache halves."""
+    size = attention_shape(_shape(row)).bytes_per_slot / (2 if cache_of(row) else 1)
+    return slots_of_request(row) * size / 2**20
 
 
 def _default_of(row: Row, rows: dict[tuple[object, ...], Row]) -> Row | None:

@@ -39,9 +39,14 @@ def gpus(row: Row) -> str:
     """
     name = row["gpu"] or "CPU"
     shared = flag_number(flags_of(row), "--tp-size", "--tp")
-    cache = quantised_cache(flags_of(row))
+    cache = cache_of(row)
     name = f"{shared} x {name}" if shared and shared > 1 else name
     return f"{name}, {cache} KV cache" if cache else name
+
+
+def cache_of(row: Row) -> str | None:
+    """The type of a row's KV cache if it is quantised, which is to 8 bits."""
+    return quantised_cache(flags_of(row))
 
 
 def flags_of(row: Row) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from benchmarks.accuracy.ask import count_missing
-from benchmarks.accuracy.dataset import INSTRUCTION, DatasetTask, grade
+from benchmarks.accuracy.dataset import INSTRUCTION, DatasetTask, boxed, grade
 from benchmarks.accuracy.grid import budget_tokens, make_cells, make_task
 from benchmarks.accuracy.samples import SampleFile, about_run, read_samples
 from benchmarks.accuracy.server import by_server
@@ -93,6 +93,11 @@ def test_a_data_set_is_read_whatever_its_fields_are_called(tmp_path):
         budget_tokens("1/8", task)
 
 
+def test_a_box_may_hold_braces_in_braces():
+    text = "so \\boxed{\\frac{\\sqrt{3}}{\\sqrt{2}}} and \\boxed{9}, not \\boxed{"
+    assert boxed(text) == ["\\frac{\\sqrt{3}}{\\sqrt{2}}", "9"]
+
+
 def test_several_questions_in_one_message_are_graded_one_by_one(tmp_path):
     path = tmp_path / "lines.jsonl"
     rows = [{"question": f"Question {i}?", "answer": str(i)} for i in range(5)]
@@ -171,6 +176,17 @@ def test_mcnemar_looks_at_what_only_one_has_solved():
     assert mcnemar(first, second) == (9, 1, pytest.approx(want))
     assert mcnemar(second, first)[2] == pytest.approx(want)
     assert mcnemar(first, first) == (0, 0, 1.0)
+
+
+def test_problems_of_one_message_count_as_one():
+    """Ten messages of four, all of which only the first method solved: 40 problems, 10 answers."""
+    first, second = [True] * 40, [False] * 40
+    assert mcnemar(first, second, each=4) == (40, 0, pytest.approx(2 / 2**10))
+    assert mcnemar(first, second)[2] == pytest.approx(2 / 2**40)
+    # Differences of 3, 1 and -1, in sum 3: of eight ways to give signs, six come as far.
+    first = [True, True, True, False, True, False, False, False, False, False, False, False]
+    second = [False] * 8 + [True, False, False, False]
+    assert mcnemar(first, second, each=4) == (4, 1, pytest.approx(6 / 8))
 
 
 def write_samples(path):
