@@ -153,7 +153,10 @@ def check_budget(name: str, budget: Any) -> None:
 
 
 def _check_endpoint(endpoint: str | None) -> None:
-    if endpoint is not None and not re.fullmatch(r"tcp://[^:/]+:\d+", endpoint):
+    if endpoint is None:
+        return
+    found = re.fullmatch(r"tcp://[^:/]+:([0-9]{1,5})", str(endpoint))
+    if found is None or not 0 < int(found[1]) < 1 << 16:
         raise ValueError(
             f"--kv-trace-endpoint must be tcp://ADDRESS:PORT, got {endpoint!r}; use {LOOPBACK}"
         )

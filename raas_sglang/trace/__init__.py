@@ -8,11 +8,12 @@ from raas_sglang.trace.message import (
     reused,
     token_table,
 )
-from raas_sglang.trace.subscriber import Received, listen
+from raas_sglang.trace.subscriber import Received, Subscription, listen
 
 __all__ = [
     "Received",
     "RequestTrace",
+    "Subscription",
     "TokenTable",
     "TokenTrace",
     "TraceBatch",

@@ -94,6 +94,7 @@ class TraceBatch(msgspec.Struct, array_like=True, gc=False, frozen=True):
         tp_rank: Rank among those that share the KV heads.
         requests: One entry for each request, evicting or not; from rank 0 of each replica alone,
             since they are the same on all.
+        server: A random number of the process that sends it, another one after each start.
     """
 
     ts: float
@@ -101,6 +102,7 @@ class TraceBatch(msgspec.Struct, array_like=True, gc=False, frozen=True):
     attn_dp_rank: int
     tp_rank: int
     requests: list[RequestTrace] = []
+    server: int = 0
 
 
 class TokenTable(NamedTuple):

@@ -4,7 +4,8 @@ import ipaddress
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import msgspec
 import zmq
@@ -14,9 +15,10 @@ from raas_sglang.trace.message import TOPIC, TraceBatch
 
 logger = logging.getLogger(__name__)
 
-# A slow subscriber may lag so many messages behind, or so many bytes of the largest ones; it then
-# loses messages, and the others do not.
-_MOST_MESSAGES, _MOST_BYTES = 1000, 1 << 30
+# A slow subscriber may lag so many messages behind, and loses what comes after.
+_MOST_MESSAGES = 1000
+# What may be on its way to all of them. A smaller message is copied, and is not counted.
+_MOST_BYTES, _COUNTED_BYTES = 1 << 30, 1 << 16
 
 
 class TracePublisher:
@@ -24,15 +26,15 @@ class TracePublisher:
 
     Args:
         endpoint: ``tcp://ADDRESS:PORT``, bound here.
-        largest: Bytes of the largest message.
 
     Raises:
         RuntimeError: the endpoint cannot be bound.
     """
 
-    def __init__(self, endpoint: str, largest: int = 1) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
-        self._socket.set_hwm(max(2, min(_MOST_MESSAGES, _MOST_BYTES // largest)))
+        self._socket.set_hwm(_MOST_MESSAGES)
+        self._on_way: deque[tuple[zmq.MessageTracker, int]] = deque()
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
             self._socket.bind(endpoint)
@@ -77,8 +79,25 @@ class TracePublisher:
             events = [replace(event, births=b"", weights=b"") for event in batch.events]
             head = encoder.encode(replace(batch, events=events))
             frames = (TOPIC, sequence.to_bytes(8, "big"), head, *tables)
-            self._socket.send_multipart(frames, copy=False)
+            self._send(frames)
         self._socket.close()
+
+    def _send(self, frames: Sequence[bytes]) -> None:
+        """Sends a message, or leaves it out if too much is on its way already."""
+        while self._on_way and self._on_way[0][0].done:
+            self._on_way.popleft()
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        large = sum(size for size in sizes if size > _COUNTED_BYTES)
+        waiting = sum(size for _, size in self._on_way)
+        if large and waiting and waiting + large > _MOST_BYTES:
+            return
+        for place, (frame, size) in enumerate(zip(frames, sizes, strict=True), 1):
+            more = zmq.SNDMORE if place < len(frames) else 0
+            if size > _COUNTED_BYTES:
+                tracker = self._socket.send(frame, more, copy=False, track=True)
+                self._on_way.append((tracker, size))
+            else:
+                self._socket.send(frame, more)
 
 
 def _is_loopback(endpoint: str) -> bool:

@@ -4,6 +4,7 @@ That thread waits for the tables on their way to the host; the scheduler's does 
 which there is no buffer is left out.
 """
 
+import secrets
 import time
 from array import array
 from collections.abc import Sequence
@@ -85,6 +86,7 @@ class TokenSampler:
         self.config = config
         self.publisher = publisher
         self.ranks = (attn_dp_rank, tp_rank)
+        self._server = secrets.randbits(63)
         self._copier = TableCopier(buffers)
         self._steps = self._messages = 0
 
@@ -120,7 +122,7 @@ class TokenSampler:
             copy.wait()
             events = [_event(row, copy) for row in evicting]
             self._copier.release(copy)
-            return TraceBatch(now, events, *self.ranks, self._texts(rows))
+            return TraceBatch(now, events, *self.ranks, self._texts(rows), self._server)
 
         self.publisher.publish(sequence, message)
 
@@ -140,7 +142,7 @@ class TokenSampler:
         if rows and self.ranks[1] == 0:
             self.publisher.publish(
                 self._next_number(),
-                lambda: TraceBatch(now, [], *self.ranks, self._texts(rows, finished)),
+                lambda: TraceBatch(now, [], *self.ranks, self._texts(rows, finished), self._server),
             )
 
     def _texts(self, rows: list[TracedRow], finished: str | None = None) -> list[RequestTrace]:

@@ -1,6 +1,7 @@
 """Listens to a trace stream: an iterator of messages, and the lines of `raas_sglang trace`."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple, cast
 
 import msgspec
@@ -10,12 +11,72 @@ from msgspec.structs import replace
 
 from raas_sglang.trace.message import TOPIC, TokenTrace, TraceBatch, reused, token_table
 
+# Messages of up to tens of megabytes that may wait here; the server bounds those that wait there.
+_MOST_MESSAGES = 16
+
 
 class Received(NamedTuple):
     """A message and its number, which counts the messages of its rank."""
 
     sequence: int
     batch: TraceBatch
+
+
+class Subscription:
+    """Listens to endpoints, which can be added later.
+
+    Args:
+        endpoints: ``tcp://HOST:PORT`` of each rank to listen to.
+
+    Raises:
+        RuntimeError: an endpoint is not one.
+    """
+
+    def __init__(self, endpoints: Iterable[str] = ()) -> None:
+        self._decoder = msgspec.msgpack.Decoder(TraceBatch)
+        self._connected: set[str] = set()
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.set_hwm(_MOST_MESSAGES)
+        self._socket.subscribe(TOPIC)
+        try:
+            self.connect(endpoints)
+        except RuntimeError:
+            self.close()
+            raise
+
+    def connect(self, endpoints: Iterable[str]) -> None:
+        """Listens to endpoints as well; to each only once.
+
+        Raises:
+            RuntimeError: an endpoint is not one.
+        """
+        for endpoint in endpoints:
+            if endpoint in self._connected:
+                continue
+            try:
+                self._socket.connect(endpoint)
+            except zmq.ZMQError as error:
+                raise RuntimeError(
+                    f"the endpoint must be tcp://HOST:PORT of a server, got {endpoint}: {error}"
+                ) from error
+            self._connected.add(endpoint)
+
+    def receive(self, timeout_s: float | None = None) -> Received | None:
+        """Waits for a message; returns None after so many seconds without one.
+
+        Raises:
+            msgspec.ValidationError: a message is of another schema.
+        """
+        if not self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
+            return None
+        _, sequence, head, *tables = self._socket.recv_multipart(copy=False)
+        batch = _with_tables(self._decoder.decode(head.buffer), tables)
+        return Received(int.from_bytes(sequence.buffer, "big"), batch)
+
+    def close(self) -> None:
+        """Listens no more."""
+        self._socket.close()
 
 
 def listen(endpoints: Iterable[str], timeout_s: float | None = None) -> Iterator[Received]:
@@ -29,22 +90,9 @@ def listen(endpoints: Iterable[str], timeout_s: float | None = None) -> Iterator
         RuntimeError: an endpoint is not one.
         msgspec.ValidationError: a message is of another schema.
     """
-    decoder = msgspec.msgpack.Decoder(TraceBatch)
-    socket: zmq.Socket[bytes]
-    with zmq.Context.instance().socket(zmq.SUB) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.subscribe(TOPIC)
-        for endpoint in endpoints:
-            try:
-                socket.connect(endpoint)
-            except zmq.ZMQError as error:
-                raise RuntimeError(
-                    f"the endpoint must be tcp://HOST:PORT of a server, got {endpoint}: {error}"
-                ) from error
-        while socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
-            _, sequence, head, *tables = socket.recv_multipart(copy=False)
-            batch = _with_tables(decoder.decode(head.buffer), tables)
-            yield Received(int.from_bytes(sequence.buffer, "big"), batch)
+    with closing(Subscription(endpoints)) as subscription:
+        while (message := subscription.receive(timeout_s)) is not None:
+            yield message
 
 
 def _with_tables(batch: TraceBatch, tables: list[zmq.Frame]) -> TraceBatch:
@@ -78,10 +126,14 @@ def lines(messages: Iterable[Received]) -> Iterator[str]:
         seen[rank] = {event.rid: event for event in batch.events}
 
 
+def _named(event: TokenTrace) -> tuple[str, int, int]:
+    return event.policy, event.budget, event.prompt_len
+
+
 def _line(event: TokenTrace, before: TokenTrace | None) -> str:
     table, given_up = token_table(event), "-"
     # A client may use the name of a request again.
-    if before is not None and before.step <= event.step and before.prompt_len == event.prompt_len:
+    if before is not None and before.step <= event.step and _named(before) == _named(event):
         given_up = f"{reused(token_table(before), table).mean():.0%}"
     ages = event.step - table.births
     return (

@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 import threading
+import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import msgspec
@@ -18,6 +20,8 @@ from raas_patches.tp_worker import endpoint_of_rank
 from raas_sglang.__main__ import main
 from raas_sglang.config import RaasConfig
 from raas_sglang.trace import (
+    RequestTrace,
+    Subscription,
     TokenTrace,
     TraceBatch,
     listen,
@@ -227,6 +231,19 @@ def test_a_name_that_is_used_again_is_another_request(kept):
     assert ["given up - " in line for line in printed] == [True, True, False]
 
 
+def test_a_name_may_have_another_budget(kept):
+    """By `kv_prompt_len`, say, or with samples that are far apart."""
+    small, large = (
+        TokenTrace(
+            "a", "raas", budget, 10, logical, 10 + budget, (1, 1, budget), *[bytes(4 * budget)] * 2
+        )
+        for budget, logical in ((16, 40), (32, 60))
+    )
+    batches = [TraceBatch(0.0, [event], 0, 0) for event in (small, large)]
+    printed = list(lines(Received(number, batch) for number, batch in enumerate(batches)))
+    assert ["given up - " in line for line in printed] == [True, True]
+
+
 def test_lines_of_two_ranks_are_not_compared_with_each_other(kept):
     sampler = TokenSampler(buffers(), CONFIG, kept, 0, 0)
     sampler.sample(torch.tensor([1]), [request("a", 33)])
@@ -277,13 +294,26 @@ def test_an_endpoint_that_others_reach_is_warned_of(address, open_to_all, caplog
     assert ("is open to everyone who reaches the port" in caplog.text) is open_to_all
 
 
-def test_a_slow_subscriber_may_lag_behind_a_gigabyte():
-    limits = []
-    for largest in (1, 1 << 28, 1 << 40):
-        publisher = TracePublisher(f"tcp://127.0.0.1:{free_port()}", largest)
-        limits.append(publisher._socket.get_hwm())
-        publisher.close()
-    assert limits == [1000, 4, 2]
+def test_no_more_waits_for_a_slow_subscriber_than_memory_allows(monkeypatch):
+    """Of texts as well, which every message has whole."""
+    monkeypatch.setattr("raas_sglang.trace.publisher._MOST_BYTES", 1 << 24)
+    endpoint, text = f"tcp://127.0.0.1:{free_port()}", bytes(1 << 20)
+    told = RequestTrace("a", "dense", None, 1, 1, 1, text)
+    publisher = TracePublisher(endpoint)
+    with closing(Subscription([endpoint])) as subscription:
+        while subscription.receive(0.05) is None:
+            publisher.publish(0, lambda: TraceBatch(0.0, [], 0, 0, []))
+        for number in range(1, 101):
+            publisher.publish(number, lambda: TraceBatch(0.0, [], 0, 0, [told]))
+        publisher.publish(101, lambda: TraceBatch(0.0, [], 0, 0, []))
+        time.sleep(1)  # it does not read
+        assert sum(size for _, size in publisher._on_way) <= 1 << 24
+        heard = []
+        while (message := subscription.receive(1)) is not None:
+            heard.append(message.sequence)
+    publisher.close()
+    assert heard[-1] == 101, "a small one, which is not counted"
+    assert 10 <= len([number for number in heard if 0 < number < 101]) < 100
 
 
 def test_every_rank_has_a_port():
