@@ -68,13 +68,13 @@ class MadeUpRequest:
         return RequestTrace(self.rid, self.policy, self.budget, *lens, ids, finished)
 
 
-def sampled(*requests, ts=0.0, replica=0, rank=0):
+def sampled(*requests, ts=0.0, replica=0, rank=0, server=7):
     """The message of one step."""
     events = [request.event() for request in requests if request.budget]
     texts = [request.text() for request in requests] if rank == 0 else []
-    return TraceBatch(ts, events, replica, rank, texts)
+    return TraceBatch(ts, events, replica, rank, texts, server)
 
 
-def ended(request, reason="stop", ts=0.0, replica=0):
+def ended(request, reason="stop", ts=0.0, replica=0, server=7):
     """The message of an end."""
-    return TraceBatch(ts, [], replica, 0, [request.text(reason)])
+    return TraceBatch(ts, [], replica, 0, [request.text(reason)], server)

@@ -13,27 +13,31 @@ class Backlog:
     """A queue between the thread that receives and the one that looks at what has come.
 
     Args:
-        most_bytes: Token tables that may wait.
+        most_bytes: Token tables and texts that may wait.
     """
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._waiting: deque[Received] = deque()
         self._changed = threading.Condition()
-        self._most_bytes = most_bytes
+        self._bytes, self._most_bytes = 0, most_bytes
 
     def put(self, message: Received) -> None:
         """Adds a message, and leaves samples out that are too many; ends of requests stay."""
         with self._changed:
             self._waiting.append(message)
-            if sum(map(_size, self._waiting)) > self._most_bytes:
+            self._bytes += _size(message)
+            if self._bytes > self._most_bytes:
                 self._waiting = deque(_newest(self._waiting))
+                self._bytes = sum(map(_size, self._waiting))
             self._changed.notify()
 
     def get(self) -> Received:
         """Waits for a message and returns the oldest."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting)
-            return self._waiting.popleft()
+            message = self._waiting.popleft()
+            self._bytes -= _size(message)
+            return message
 
 
 def _newest(messages: deque[Received]) -> list[Received]:
@@ -41,12 +45,14 @@ def _newest(messages: deque[Received]) -> list[Received]:
     ranks: set[tuple[int, int]] = set()
     for message in reversed(messages):
         rank = message.batch.attn_dp_rank, message.batch.tp_rank
-        if not message.batch.events or rank not in ranks:
+        if any(request.finished for request in message.batch.requests):
             kept.append(message)
-        if message.batch.events:
+        elif rank not in ranks:
+            kept.append(message)
             ranks.add(rank)
     return kept[::-1]
 
 
 def _size(message: Received) -> int:
-    return sum(len(event.births) + len(event.weights) for event in message.batch.events)
+    tables = sum(len(event.births) + len(event.weights) for event in message.batch.events)
+    return tables + sum(len(request.token_ids) for request in message.batch.requests)

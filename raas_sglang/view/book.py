@@ -11,8 +11,8 @@ from raas_sglang.view.record import Sample
 from raas_sglang.view.request import ViewedRequest
 from raas_sglang.view.tracker import Known
 
-# Memory of the requests that do not run any more; beyond it, the oldest are forgotten.
-_MOST_BYTES = 1 << 30
+# Memory and number of the requests that have ended; beyond them, the first that did are forgotten.
+_MOST_BYTES, _MOST_ENDED = 1 << 30, 10_000
 LOST = "lost"
 
 
@@ -21,9 +21,12 @@ class Book:
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._requests: dict[int, ViewedRequest] = {}
+        self._open: dict[int, ViewedRequest] = {}
+        self._ended: dict[int, int] = {}  # bytes, in the order of their ends
+        self._servers: dict[int, int] = {}  # by replica
         self._lock = threading.Lock()
         self._version = 0
-        self._most_bytes = most_bytes
+        self._bytes, self._most_bytes = 0, most_bytes
         self._next_key = 0
 
     def take(self, sample: Sample, now: float | None = None) -> None:
@@ -36,6 +39,8 @@ class Book:
         now = sample.ts if now is None else now
         with self._lock:
             self._version += 1
+            if sample.tp_rank == 0:
+                self._servers[sample.replica] = sample.server
             told = {change.key for change in sample.changes}
             for change in sample.changes:
                 request = self._requests.get(change.key)
@@ -43,13 +48,15 @@ class Book:
                     if change.key < self._next_key:
                         continue  # forgotten
                     request = ViewedRequest(change, sample.replica, now)
-                    self._requests[change.key] = request
+                    self._requests[change.key] = self._open[change.key] = request
                     self._next_key = change.key + 1
                 request.take(change, sample.tp_rank, now)
                 request.version = self._version
-            for request in self._requests.values():
+            for request in list(self._open.values()):
                 if request.replica == sample.replica and request.told.finished is None:
                     self._note_presence(request, sample, request.key in told)
+                if request.told.finished is not None:
+                    self._end(request)
             self._forget()
 
     def _note_presence(self, request: ViewedRequest, sample: Sample, is_told: bool) -> None:
@@ -60,13 +67,16 @@ class Book:
         request.runs = False
         request.version = self._version
 
+    def _end(self, request: ViewedRequest) -> None:
+        del self._open[request.key]
+        self._ended[request.key] = request.nbytes
+        self._bytes += request.nbytes
+
     def _forget(self) -> None:
-        ended = [request for request in self._requests.values() if not request.runs]
-        size = sum(request.nbytes for request in ended)
-        while ended and size > self._most_bytes:
-            oldest = ended.pop(0)
-            size -= oldest.nbytes
-            del self._requests[oldest.key]
+        while self._bytes > self._most_bytes or len(self._ended) > _MOST_ENDED:
+            oldest = next(iter(self._ended))
+            self._bytes -= self._ended.pop(oldest)
+            del self._requests[oldest]
 
     @contextmanager
     def request(self, key: int) -> Iterator[ViewedRequest]:
@@ -89,11 +99,11 @@ class Book:
         with self._lock:
             return list(self._requests)
 
-    def known(self) -> tuple[int, dict[tuple[int, str], Known]]:
-        """The next free key, and what a `Tracker` must know to go on with requests that run."""
+    def known(self) -> tuple[int, dict[tuple[int, str], Known], dict[int, int]]:
+        """What a `Tracker` must be told to go on."""
         with self._lock:
-            running = (r for r in self._requests.values() if r.told.finished is None)
-            return self._next_key, {(r.replica, r.told.rid): _known(r) for r in running}
+            known = {(r.replica, r.told.rid): _known(r) for r in self._open.values()}
+            return self._next_key, known, dict(self._servers)
 
 
 def _known(request: ViewedRequest) -> Known:

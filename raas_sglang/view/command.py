@@ -24,16 +24,16 @@ def view(args: argparse.Namespace) -> int:
         )
         return 2
     server = None
-    if args.replay is None:
-        server = WatchedServer(args.server or "http://127.0.0.1:30000", args.api_key)
     try:
+        if args.replay is None:
+            server = WatchedServer(args.server or "http://127.0.0.1:30000", args.api_key)
         follower = Follower(server, args.record, args.replay)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
         listening = socket.create_server((_HOST, args.port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         print(f"error: --port must be free, got {args.port}: {error}; use another", file=sys.stderr)
         return 1
     print(f"open http://{_HOST}:{args.port} ({follower.status}); end with Ctrl-C", flush=True)

@@ -3,19 +3,22 @@
 import threading
 import time
 import urllib.error
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
-from raas_sglang.trace import listen
+from raas_sglang.trace import Received, Subscription
 from raas_sglang.view.backlog import Backlog
 from raas_sglang.view.book import Book
 from raas_sglang.view.record import Record, RecordWriter, Words, read_records
-from raas_sglang.view.server import WatchedServer
+from raas_sglang.view.server import NoTraceError, WatchedServer
 from raas_sglang.view.tracker import Tracker
 from raas_sglang.view.words import Dictionary
 
 _PATIENCE_S = 1.0
+# Without a message, after which the server is asked whether it is still the one that it was.
+_QUIET_S = 15.0
 
 
 class Follower:
@@ -57,7 +60,9 @@ class Follower:
             self._writer = RecordWriter(record)
         if server is not None:
             self.status = f"waiting for {server.url}"
-            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+            for target in (self._follow, self._receive):
+                name = target.__name__.strip("_")
+                threading.Thread(target=target, args=(server,), name=name, daemon=True).start()
 
     def _take(self, item: Record) -> None:
         if isinstance(item, Words):
@@ -75,39 +80,68 @@ class Follower:
                 self._writer = None
                 self.status = f"no longer recorded: {error}"
 
-    def _follow(self) -> None:
-        assert self._server is not None, "runs only with it"
-        while not (endpoints := self._endpoints(self._server)):
-            time.sleep(_PATIENCE_S)
-        self.status = f"listening to {self._server.url}"
-        threading.Thread(
-            target=self._receive, args=(endpoints,), name="receive", daemon=True
-        ).start()
+    def _follow(self, server: WatchedServer) -> None:
         tracker = Tracker(*self.book.known())
         try:
             while True:
-                sample = tracker.take(*self._backlog.get())
+                sample = tracker.take(self._backlog.get().batch)
                 self.book.take(sample, time.time())
                 for change in sample.changes:
                     self.dictionary.want(memoryview(change.token_ids).cast("i"))
                 self._keep(sample)
         finally:
-            self.status = "stopped by a fault that the log of the viewer names"
+            self.status = f"no longer follows {server.url}, by a fault that its log names"
 
-    def _receive(self, endpoints: list[str]) -> None:
+    def _receive(self, server: WatchedServer) -> None:
+        """Passes messages on; asks the server anew when it is quiet, or is another one."""
+        senders: dict[tuple[int, int], int] = {}
+        message: Received | None = None
+        is_connected = False
         try:
-            for message in listen(endpoints):
-                self._backlog.put(message)
+            with closing(Subscription()) as subscription:
+                while True:
+                    if message is None:
+                        is_connected = self._connect(subscription, server) or is_connected
+                    if not is_connected:
+                        time.sleep(_PATIENCE_S)
+                        continue
+                    message = subscription.receive(_QUIET_S)
+                    if message is None:
+                        continue
+                    batch = message.batch
+                    rank = batch.attn_dp_rank, batch.tp_rank
+                    if senders.setdefault(rank, batch.server) != batch.server:
+                        senders[rank] = batch.server
+                        self._connect(subscription, server)
+                    self._backlog.put(message)
         except (RuntimeError, msgspec.MsgspecError) as error:
             self.status = f"stopped listening: {error}"
 
-    def _endpoints(self, server: WatchedServer) -> list[str]:
+    def _connect(self, subscription: Subscription, server: WatchedServer) -> bool:
+        """Listens to all ranks that a server has; returns whether it said which.
+
+        Raises:
+            RuntimeError: its tokens are others than those that are shown already.
+        """
         try:
-            return server.endpoints()
-        except urllib.error.HTTPError as error:
-            self.status = f"{server.url} refuses to tell about itself: {error}"
-        except OSError:
+            about = server.about()
+        except urllib.error.URLError as error:
             self.status = f"waiting for {server.url}"
-        except RuntimeError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                self.status = f"{server.url} refuses to tell about itself: {error}"
+            return False
+        except OSError as error:
+            self.status = f"waiting for {server.url}: {error}"
+            return False
+        except NoTraceError as error:
             self.status = str(error)
-        return []
+            return False
+        if self.dictionary.tokenizer not in ("", about.tokenizer):
+            raise RuntimeError(
+                f"the server must have the tokenizer {self.dictionary.tokenizer} of what is shown, "
+                f"got {about.tokenizer}; start another viewer, with another file to record to"
+            )
+        self.dictionary.tokenizer = about.tokenizer
+        subscription.connect(about.endpoints)
+        self.status = f"listening to {server.url}"
+        return True

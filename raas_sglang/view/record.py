@@ -4,6 +4,7 @@ A file is a line that names the format, and then records: 4 bytes (big endian) o
 much MessagePack. A record that was cut off, since its writer was stopped, is as if not written.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,7 @@ class Sample(msgspec.Struct, array_like=True, tag=True, frozen=True):
         changes: One entry for each request that it tells of.
         is_step: Whether a request of this replica that it does not tell of is not running.
         is_restart: Whether the server has started anew, so that what ran before does no more.
+        server: As of `TraceBatch`.
     """
 
     ts: float
@@ -84,12 +86,19 @@ class Sample(msgspec.Struct, array_like=True, tag=True, frozen=True):
     changes: list[Change]
     is_step: bool
     is_restart: bool
+    server: int = 0
 
 
 class Words(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """Texts of tokens, or of tokens that only together are a character."""
+    """Texts of tokens, or of tokens that only together are a character.
+
+    Attributes:
+        texts: Token ids and their text.
+        tokenizer: Path or name of the tokenizer that has them.
+    """
 
     texts: list[tuple[tuple[int, ...], str]]
+    tokenizer: str = ""
 
 
 Record = Sample | Words
@@ -102,12 +111,18 @@ class RecordWriter:
         path: The file; what it holds stays, except a record that was cut off.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it holds something else, or another viewer writes to it.
     """
 
     def __init__(self, path: Path) -> None:
-        whole = sum(size for size, _ in _read(path)) if path.exists() else 0
         self._file = path.open("r+b" if path.exists() else "w+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"{path} must be written by one viewer alone, got two; name another file"
+            ) from error
+        whole = sum(size for size, _ in _read(path))
         self._file.truncate(len(_FORMAT) + whole if whole else 0)
         self._file.seek(0, os.SEEK_END)
         if not whole:
@@ -155,7 +170,15 @@ def _read(path: Path) -> Iterator[tuple[int, Record]]:
                 f"{path} must be what --record wrote, got {found!r}; name another file"
             )
         while len(head := file.read(_LENGTH_BYTES)) == _LENGTH_BYTES:
+            begin = file.tell() - _LENGTH_BYTES
             data = file.read(int.from_bytes(head, "big"))
             if len(data) < int.from_bytes(head, "big"):
                 return
-            yield _LENGTH_BYTES + len(data), decoder.decode(data)
+            try:
+                record = decoder.decode(data)
+            except msgspec.MsgspecError as error:
+                raise ValueError(
+                    f"{path} must be what --record wrote, got something else after {begin} bytes "
+                    f"({error}); cut it there (truncate -s {begin} FILE), or name another file"
+                ) from error
+            yield _LENGTH_BYTES + len(data), record

@@ -1,6 +1,5 @@
 """From messages of the trace stream to what changed: which heads gave which token up, and when."""
 
-from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -38,25 +37,31 @@ class Tracker:
     Args:
         next_key: Name of the next new request.
         known: Requests of an earlier run that may go on, by replica and SGLang's name.
+        servers: `TraceBatch.server` of that run, by replica.
     """
 
-    def __init__(self, next_key: int, known: dict[tuple[int, str], Known] | None = None) -> None:
+    def __init__(
+        self,
+        next_key: int,
+        known: dict[tuple[int, str], Known] | None = None,
+        servers: dict[int, int] | None = None,
+    ) -> None:
         self._next_key = next_key
         self._known = dict(known or {})
         self._tables: dict[tuple[int, int], tuple[int, TokenTable]] = {}
-        self._numbers: dict[tuple[int, int], int] = defaultdict(int)
+        self._servers = dict(servers or {})
 
-    def take(self, sequence: int, batch: TraceBatch) -> Sample:
+    def take(self, batch: TraceBatch) -> Sample:
         """Returns what a message says that those before it did not.
 
         Args:
-            sequence: Its number.
             batch: The message.
         """
-        replica, rank = batch.attn_dp_rank, batch.tp_rank
-        is_restart = sequence < self._numbers[replica, rank]
-        self._numbers[replica, rank] = sequence
-        if is_restart and rank == 0:
+        replica, rank, is_restart = batch.attn_dp_rank, batch.tp_rank, False
+        if rank == 0:
+            is_restart = self._servers.get(replica, batch.server) != batch.server
+            self._servers[replica] = batch.server
+        if is_restart:
             self._forget(replica)
         texts = {
             text.rid: self._follow(replica, text)
@@ -72,7 +77,7 @@ class Tracker:
                 table = self._table(found.key, rank, events[rid]) if rid in events else None
                 changes.append(_change(found, texts.get(rid), table))
         is_step = rank == 0 and not any(text.finished for text in batch.requests)
-        return Sample(batch.ts, replica, rank, changes, is_step, is_restart and rank == 0)
+        return Sample(batch.ts, replica, rank, changes, is_step, is_restart, batch.server)
 
     def _forget(self, replica: int) -> None:
         for place in [place for place in self._known if place[0] == replica]:
@@ -138,6 +143,7 @@ def _goes_on(before: RequestTrace, after: RequestTrace, same: int) -> bool:
     ids = min(len(before.token_ids), len(after.token_ids)) // TOKEN_DTYPE.itemsize
     return (
         before.finished is None
+        and (before.policy, before.budget) == (after.policy, after.budget)
         and before.prompt_len == after.prompt_len
         and after.logical_len + _IN_FLIGHT >= before.logical_len
         and same + _IN_FLIGHT >= ids

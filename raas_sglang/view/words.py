@@ -1,6 +1,5 @@
 """Texts of tokens, as the server's tokenizer has them."""
 
-import json
 import threading
 import time
 import urllib.error
@@ -15,15 +14,19 @@ _BROKEN = "\ufffd"
 # Tokens that are asked for at a time, and the most that together are looked at as one character.
 _AT_ONCE, _MOST_TOGETHER = 256, 16
 _PATIENCE_S = 1.0
+# With which SGLang answers ids that are no tokens.
+_NO_TOKEN = (400, 422, 500)
 
 
 class Dictionary:
     """Knows texts of tokens, and asks for those that it does not know, in a thread of its own.
 
     Args:
-        detokenize: Returns the texts of lists of ids; raises `urllib.error.HTTPError` if one of
-            them has none, and another `OSError` if nobody answers. None: nobody can be asked.
+        detokenize: As of `WatchedServer`. None: nobody can be asked.
         learned: Told of new texts, in the thread.
+
+    Attributes:
+        tokenizer: Whose texts these are; empty as long as that is not known.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class Dictionary:
         self._wanted: dict[Ids, None] = {}  # in order
         self._lock = threading.Condition()
         self._detokenize, self._learned = detokenize, learned
+        self.tokenizer = ""
         if detokenize is not None:
             threading.Thread(target=self._run, name="detokenize", daemon=True).start()
 
     def take(self, words: Words) -> None:
         """Notes texts."""
         with self._lock:
+            self.tokenizer = words.tokenizer or self.tokenizer
             self._texts.update(words.texts)
             for ids, _ in words.texts:
                 self._wanted.pop(ids, None)
@@ -95,8 +100,9 @@ class Dictionary:
                 self._lock.wait_for(lambda: self._wanted)
                 asked = list(self._wanted)[:_AT_ONCE]
             try:
-                words = Words(list(zip(asked, self._ask(asked), strict=True)))
-            except (OSError, json.JSONDecodeError):
+                texts = list(zip(asked, self._ask(asked), strict=True))
+                words = Words(texts, self.tokenizer)
+            except OSError:
                 time.sleep(_PATIENCE_S)  # the server may come back
                 continue
             self.take(words)
@@ -109,7 +115,9 @@ class Dictionary:
         lists = [ids for one in asked for ids in ((one, one + one) if len(one) == 1 else (one,))]
         try:
             texts = iter(self._detokenize(lists))
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError as error:
+            if error.code not in _NO_TOKEN:
+                raise
             if len(asked) == 1:
                 return [f"⟨{asked[0][0]}⟩"]  # no token of the vocabulary
             half = len(asked) // 2

@@ -223,11 +223,11 @@ def test_a_wish_that_is_neither_yes_nor_no_is_refused(traced_server):
 
 def publish(page, endpoint, request, name):
     """Publishes as a new server does until the page shows the request, and some steps more."""
-    publisher = TracePublisher(endpoint)
+    publisher, server = TracePublisher(endpoint), time.time_ns()
     row = page.locator("#list li", has_text=name)
     number, began = 0, time.monotonic()
     while row.count() == 0 or number < 40:
-        batch = sampled(request.advance(1), ts=time.time())
+        batch = sampled(request.advance(1), ts=time.time(), server=server)
         publisher.publish(number, lambda batch=batch: batch)
         number += 1
         assert time.monotonic() - began < 60

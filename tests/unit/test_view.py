@@ -2,20 +2,25 @@
 
 import re
 import socket
+import time
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from benchmarks.harness.server import free_port
 from made_up_trace import PROMPT, MadeUpRequest, ended, sampled
 from raas_sglang.__main__ import main
+from raas_sglang.trace import Received
 from raas_sglang.trace.message import TokenTable
+from raas_sglang.trace.publisher import TracePublisher
 from raas_sglang.view.app import PAGE, make_app
+from raas_sglang.view.backlog import Backlog
 from raas_sglang.view.book import Book
 from raas_sglang.view.follower import Follower
 from raas_sglang.view.lives import ALL, QUARTER
 from raas_sglang.view.record import RecordWriter, Words, read_records
-from raas_sglang.view.server import WatchedServer
+from raas_sglang.view.server import About, NoTraceError, WatchedServer
 from raas_sglang.view.tracker import Tracker
 from raas_sglang.view.uses import noted_uses
 
@@ -27,11 +32,9 @@ class Watched:
         self.book = book or Book()
         self.tracker = Tracker(*self.book.known())
         self.samples = []
-        self.number = 0
 
-    def take(self, batch, number=None):
-        self.number = self.number + 1 if number is None else number
-        self.samples.append(self.tracker.take(self.number, batch))
+    def take(self, batch):
+        self.samples.append(self.tracker.take(batch))
         self.book.take(self.samples[-1])
 
     def held(self, key, step):
@@ -153,7 +156,7 @@ def test_a_name_that_is_used_again_is_another_request():
         watched.take(ended(request))
     watched.take(sampled(MadeUpRequest("a").advance(9)))
     watched.take(sampled(MadeUpRequest("a", budget=32).advance(70)))
-    assert watched.book.keys() == [0, 1, 2]
+    assert watched.book.keys() == [0, 1, 2, 3], "the last one has another budget"
     assert watched.held(2, 8) == "888888888"
 
 
@@ -175,11 +178,52 @@ def test_requests_of_two_replicas_are_not_the_same():
 
 def test_what_ran_when_the_server_was_started_anew_is_lost_and_not_forgotten():
     watched, request = Watched(), MadeUpRequest("a")
-    watched.take(sampled(request.advance(40)), number=9)
+    watched.take(sampled(request.advance(40)))
     held = watched.held(0, request.step)
-    watched.take(sampled(MadeUpRequest("a").advance(40)), number=0)
+    watched.take(sampled(MadeUpRequest("a").advance(40), server=8))
     assert watched.held(0, 39) == held
     assert [watched.summary(key)["state"] for key in (0, 1)] == ["lost", "running"]
+    # A viewer that goes on with what an earlier one knew can tell as well.
+    later = Watched(watched.book)
+    later.take(sampled(MadeUpRequest("b").advance(3), server=8))
+    assert later.summary(1)["state"] == "waiting"
+    Watched(watched.book).take(sampled(MadeUpRequest("c").advance(3), server=9))
+    assert [later.summary(key)["state"] for key in (1, 2, 3)] == ["lost", "lost", "running"]
+
+
+def test_a_request_that_waits_is_not_forgotten():
+    watched = Watched(Book(most_bytes=3000))
+    long = MadeUpRequest("long")
+    watched.take(sampled(long.advance(40)))
+    for number in range(8):
+        request = MadeUpRequest(str(number))
+        watched.take(sampled(request.advance(40)))
+        watched.take(ended(request))
+    assert watched.summary(0)["state"] == "waiting"
+    assert len(watched.book.keys()) < 9
+    watched.take(sampled(long.advance(1)))
+    assert watched.summary(0)["state"] == "running"
+
+
+def test_many_that_ended_are_forgotten_by_number(monkeypatch):
+    monkeypatch.setattr("raas_sglang.view.book._MOST_ENDED", 5)
+    watched = Watched()
+    for number in range(9):
+        watched.take(ended(MadeUpRequest(str(number)).advance(3)))
+    assert watched.book.keys() == [4, 5, 6, 7, 8]
+
+
+def test_the_backlog_counts_texts_and_keeps_ends():
+    backlog, request = Backlog(most_bytes=4000), MadeUpRequest("dense", budget=None)
+    for _ in range(50):
+        backlog.put(Received(0, sampled(request.advance(10))))
+    backlog.put(Received(0, ended(request)))
+    for _ in range(50):
+        backlog.put(Received(0, sampled(MadeUpRequest("next", budget=None).advance(500))))
+    waiting = [backlog.get().batch for _ in range(len(backlog._waiting))]
+    assert len(waiting) < 10
+    assert sum(bool(batch.requests[0].finished) for batch in waiting) == 1
+    assert backlog._bytes == 0
 
 
 def test_the_oldest_that_ended_are_forgotten_first():
@@ -313,9 +357,80 @@ def test_the_endpoints_of_all_ranks_come_from_the_server(monkeypatch):
     server = WatchedServer("http://gpu7:30000/")
     info = {"kv_trace_endpoint": "tcp://*:5558", "tp_size": 2, "dp_size": 2}
     monkeypatch.setattr(server, "_call", lambda route: info)
-    assert server.endpoints() == [f"tcp://gpu7:{port}" for port in range(5558, 5562)]
+    assert server.about().endpoints == [f"tcp://gpu7:{port}" for port in range(5558, 5562)]
     info["kv_trace_endpoint"] = "tcp://127.0.0.1:5558"
-    assert server.endpoints()[0] == "tcp://127.0.0.1:5558"
+    assert server.about().endpoints[0] == "tcp://127.0.0.1:5558"
     info["kv_trace_endpoint"] = None
-    with pytest.raises(RuntimeError, match="restart it with that flag"):
-        server.endpoints()
+    with pytest.raises(NoTraceError, match="restart it with that flag"):
+        server.about()
+
+
+class Server:
+    """Stands for a `WatchedServer`."""
+
+    url = "http://made.up"
+
+    def __init__(self, *endpoints):
+        self.endpoints, self.tokenizer = list(endpoints), "one"
+
+    def about(self):
+        return About(self.endpoints, self.tokenizer)
+
+    def detokenize(self, lists):
+        return ["word"] * len(lists)
+
+
+def publish_until(condition, *senders):
+    """Sends the next messages of each publisher until something is true of what is shown."""
+    for number in range(2000):
+        if condition():
+            return
+        for publisher, batch in senders:
+            publisher.publish(number, lambda batch=batch: batch)
+        time.sleep(0.01)
+    raise AssertionError("it is not shown")
+
+
+def test_a_server_that_is_started_anew_is_asked_anew():
+    """It may have more ranks by then; with another tokenizer its words would be wrong."""
+    ends = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+    first, second = map(TracePublisher, ends)
+    server = Server(ends[0])
+    follower = Follower(server)
+    request = MadeUpRequest("a").advance(20)
+    publish_until(follower.book.keys, (first, sampled(request, server=1)))
+    server.endpoints = ends
+
+    def heads():
+        return sum(row["heads"] for row in follower.book.changed(0)[1] if row["state"] != "lost")
+
+    both = (first, sampled(request, server=2)), (second, sampled(request, rank=1, server=3))
+    publish_until(lambda: heads() == 12, *both)
+    assert follower.book.keys() == [0, 1]
+    server.tokenizer = "another"
+    publish_until(lambda: "stopped" in follower.status, (first, sampled(request, server=4)))
+    assert "must have the tokenizer one of what is shown, got another" in follower.status
+    assert follower.book.keys() == [0, 1], "and what came with it is not shown"
+    for publisher in (first, second):
+        publisher.close()
+
+
+@pytest.mark.parametrize("url", ["localhost:30000", "gpu7", "ftp://gpu7"])
+def test_a_server_must_be_a_url(url, capsys):
+    assert main(["view", "--server", url]) == 1
+    assert f"--server must be http://HOST:PORT, got '{url}'" in capsys.readouterr().err
+
+
+def test_a_file_is_written_by_one_viewer(tmp_path):
+    with RecordWriter(tmp_path / "trace"), pytest.raises(ValueError, match="by one viewer alone"):
+        RecordWriter(tmp_path / "trace")
+
+
+def test_a_damaged_file_says_where(tmp_path):
+    path = tmp_path / "trace"
+    with RecordWriter(path) as writer:
+        writer.write(Words([((1,), "one")]))
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + bytes(64))
+    with pytest.raises(ValueError, match=rf"after {size} bytes .*truncate -s {size} FILE"):
+        RecordWriter(path)

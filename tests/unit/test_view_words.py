@@ -1,7 +1,15 @@
 """The words of the page: texts of tokens, out of a tokenizer that knows whole texts alone."""
 
+import json
+import threading
+import time
 import urllib.error
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from raas_sglang.view.server import WatchedServer
 from raas_sglang.view.words import Dictionary
 
 TEXTS = {1: "a", 2: " b", 3: "\ufffd", 4: "\ufffd"}
@@ -35,3 +43,52 @@ def test_words_are_as_they_stand_in_the_text():
 
 def test_a_token_beyond_the_vocabulary_shows_its_number():
     assert learned_words([1, 999_999, 2]) == ["a", "⟨999999⟩", " b"]
+
+
+class Server:
+    """Answers as SGLang's HTTP server would, or as it would not."""
+
+    def __init__(self, answers):
+        self.answers, self.asked = list(answers), []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"]))
+                server.asked.append(self.headers.get("Authorization"))
+                status, body = server.answers.pop(0) if server.answers else (200, None)
+                body = json.dumps({"text": ["a", "aa"]}).encode() if body is None else body
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body) + 9 * (status == 206)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(503, b"restarting"), (401, b""), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (206, b"{")],
+)
+def test_words_come_once_the_server_answers_as_it_should(answer, monkeypatch):
+    """Nothing else is taken for a text, and nothing of it ends the thread."""
+    monkeypatch.setattr("raas_sglang.view.words._PATIENCE_S", 0.01)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the key is not for it
+    with closing(Server([answer] * 2)) as server:
+        dictionary, learned = Dictionary(WatchedServer(server.url, "key").detokenize), []
+        dictionary.want([1])
+        for _ in range(500):
+            if learned := dictionary.words([1], 0):
+                break
+            time.sleep(0.01)
+        assert learned == ["a"]
+        assert server.asked == ["Bearer key"] * 3

@@ -16,7 +16,7 @@ export class Token {
   }
 
   clear() {
-    this.place = this.life = null;
+    this.place = this.key = this.life = null;
     this.hint.hidden = false;
     this.facts.hidden = true;
     this.node.classList.remove("chosen");
@@ -24,16 +24,16 @@ export class Token {
 
   // Asks for the newest place alone while an answer is on its way.
   async show(view, place, word) {
-    Object.assign(this, { place, text: word });
+    Object.assign(this, { place, key: view.key, text: word });
     if (this.asking) return;
     this.asking = true;
     let asked;
     do {
-      asked = this.place;
-      this.life = await ask(view.key, asked);
-    } while (asked !== this.place && this.place !== null);
+      asked = { place: this.place, key: this.key };
+      this.life = await ask(asked.key, asked.place);
+    } while (this.place !== null && (asked.place !== this.place || asked.key !== this.key));
     this.asking = false;
-    if (this.place !== null) this.draw(view.answer);
+    if (this.place !== null && view.answer?.key === this.key) this.draw(view.answer);
   }
 
   update(view) {
