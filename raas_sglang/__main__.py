@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_trace(endpoints: list[str]) -> int:
     """Prints a line for each request in each message, until nobody wants more."""
-    from raas_sglang.trace.subscriber import lines, listen  # what it imports comes with SGLang
+    # What these import comes with SGLang.
+    from msgspec import MsgspecError
+
+    from raas_sglang.trace.subscriber import lines, listen
 
     try:
         for line in lines(listen(endpoints)):
@@ -58,7 +61,7 @@ def print_trace(endpoints: list[str]) -> int:
     except BrokenPipeError:  # of `| head`; Python flushes what is left when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except RuntimeError as error:
+    except (RuntimeError, MsgspecError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
