@@ -35,10 +35,15 @@ def req_init(_: None, self: "Req", *args: Any, **kwargs: Any) -> None:
 def set_finish_with_abort(
     original: Callable[..., None], self: "Req", *args: Any, **kwargs: Any
 ) -> None:
-    """Around it: keeps the first reason; later checks see the one token left of the input."""
-    if self.to_finish is None:
-        original(self, *args, **kwargs)
-        self.raas.arrive(len(self.origin_input_ids))
+    """Around it: keeps the first reason; later checks see the one token left of the input.
+
+    What else it does is due each time: it drops a grammar that came, or failed, since the first.
+    """
+    first = self.to_finish
+    original(self, *args, **kwargs)
+    if first is not None:
+        self.to_finish = first
+    self.raas.arrive(len(self.origin_input_ids))
 
 
 def refresh_fill_ids(original: Callable[["Req"], None], self: "Req") -> None:

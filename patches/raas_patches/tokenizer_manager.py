@@ -58,6 +58,7 @@ def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
     used = {
         "session_params": obj.session_params is not None,
         "input_embeds": obj.input_embeds is not None,
+        "positional_embed_overrides": obj.positional_embed_overrides is not None,
         "images, audio or video": obj.contains_mm_input(),
         "logprob_start_len": obj.return_logprob and obj.logprob_start_len not in (None, -1),
     }

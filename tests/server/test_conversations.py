@@ -88,6 +88,16 @@ def test_a_turn_that_takes_back_a_part_of_the_session(server, session, params, k
     assert answer["output_ids"] == alone["output_ids"]
 
 
+def test_a_turn_that_is_refused_twice_has_the_first_reason(server, session):
+    """First for its place in the session, then for its grammar."""
+    place = {"session_params": {"id": session, "rid": "nobody"}}
+    grammar = {"sampling_params": {"regex": "(["}}
+    answer = post(server, "/generate", request([5, 6, 7], "raas", BUDGET, 8, **place, **grammar))
+    assert answer.status_code == 400, answer.text
+    assert "Invalid request session id" in answer.text
+    assert len(generate(server, [5, 6, 7], tokens=4, **FOREVER)["output_ids"]) == 4
+
+
 def test_a_turn_while_the_last_one_runs_is_a_400(server, session):
     ids = token_ids(server, problem(8).prompt)
     body = request(ids, "raas", BUDGET, 4000, rid="runs", session_params={"id": session}, **FOREVER)
