@@ -75,11 +75,13 @@ class Generator:
     def arrival(self) -> dict[str, Any]:
         """A request, often one that stops where its budget is just full or just overwritten."""
         draw, self.arrived = self.random, self.arrived + 1
-        budget = draw.choice((16,) * 9 + (32,) * 7 + (64,) * 3 + (24,))  # 24 is refused
+        budget = draw.choice((16,) * 9 + (32,) * 7 + (64,) * 3 + (80, 24))  # 24 is refused
         stop_at = draw.choice((1, draw.randrange(1, budget), draw.randrange(1, 5 * budget), 999))
         if draw.random() < 0.3:
             stop_at = budget + draw.randrange(-1, 4)
         limits = (stop_at, budget, budget + 1, 150, 300, 900, draw.randrange(1, 200))
+        if budget == 80:  # above the largest, and refused unless all of the output fits into it
+            limits, stop_at = (budget, budget, budget + 1), 999
         return {
             "number": self.arrived,
             "policy": draw.choice(self.policies),
