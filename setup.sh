@@ -14,25 +14,27 @@ command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/
   fail "a C compiler must be installed, found neither cc, gcc nor clang; install gcc (Triton compiles with it)"
 
 python=""
-for candidate in ${PYTHON:-} python3.12 python3.11 python3 python; do
+for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
   if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
     python=$(command -v "$candidate")
     break
   fi
 done
-[ -n "$python" ] || fail "Python 3.11 or 3.12 must be installed, found neither; install python3.12"
+[ -n "$python" ] || fail "Python 3.11 or 3.12 must be installed, found neither${PYTHON:+ as $PYTHON}; install python3.12"
 "$python" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
   fail "the headers of $python must be installed, found no Python.h; install its development package"
 
 uv=$(command -v uv || true)
 if [ -z "$uv" ] || ! "$uv" --version >/dev/null 2>&1; then
-  "$python" -m venv .uv || fail "$python must have the venv module; install its venv package"
+  "$python" -m venv --clear .uv || fail "$python must have the venv module; install its venv package"
   .uv/bin/python -m pip install --quiet uv
   uv=.uv/bin/uv
 fi
 
 echo "setup: installing SGLang and raas-sglang into .venv (about 9 GB, once)"
-if ! .venv/bin/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+version='import sys; print(*sys.version_info[:2])'
+found=$(.venv/bin/python -c "$version" 2>/dev/null || true)
+if [ "$found" != "$("$python" -c "$version")" ] && { [ -n "${PYTHON:-}" ] || [[ ! "$found" =~ ^3\ 1[12]$ ]]; }; then
   "$uv" venv --quiet --clear --python "$python" .venv
 fi
 "$uv" pip install --quiet --python .venv/bin/python --editable ".[sglang]" --group dev

@@ -158,7 +158,8 @@ def _check_endpoint(endpoint: str | None) -> None:
     found = re.fullmatch(r"tcp://[^:/]+:([0-9]{1,5})", str(endpoint))
     if found is None or not 0 < int(found[1]) < 1 << 16:
         raise ValueError(
-            f"--kv-trace-endpoint must be tcp://ADDRESS:PORT, got {endpoint!r}; use {LOOPBACK}"
+            f"--kv-trace-endpoint must be tcp://ADDRESS:PORT with a port from 1 to 65535, "
+            f"got {endpoint!r}; use {LOOPBACK}"
         )
 
 

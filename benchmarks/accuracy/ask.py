@@ -88,8 +88,7 @@ def _custom_params(cell: Cell) -> dict[str, Any]:
 
 def _missing(cells: Sequence[Cell], file: SampleFile) -> Iterator[tuple[Cell, int]]:
     for cell in cells:
-        done = frozenset(file.done[cell.key])
-        yield from ((cell, index) for index in range(cell.n) if index not in done)
+        yield from ((cell, index) for index in file.missing(cell.key, range(cell.n)))
 
 
 class Progress:

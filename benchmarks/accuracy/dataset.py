@@ -76,7 +76,10 @@ class DatasetTask:
         return self.prompts[index % len(self.prompts)]
 
     def verdict(self, index: int, text: str) -> Verdict:
-        """Grades the last answer of a text, or of several questions the boxes in their order."""
+        """Grades what math-verify finds in a text, or of several questions the boxes in order.
+
+        Without a box it takes the last number, also of a text that was cut off.
+        """
         answers = self.answers[index % len(self.answers)]
         if len(answers) == 1:
             found, right = grade(text, answers[0])
@@ -88,15 +91,17 @@ class DatasetTask:
 
 
 def boxed(text: str) -> list[str]:
-    """What stands in each box of a text, braces within it included; an open box is none."""
-    found = []
-    for part in text.split(BOX)[1:]:
-        depth = 1
-        for place, letter in enumerate(part):
-            depth += {"{": 1, "}": -1}.get(letter, 0)
-            if not depth:
-                found.append(part[:place])
-                break
+    """What stands in each outermost box of a text, braces and boxes within it included."""
+    found, begin = [], text.find(BOX)
+    while begin >= 0:
+        begin += len(BOX)
+        depth, end = 1, begin
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 2 if text[end] == "\\" else 1  # a brace after it is part of the text
+        if not depth:
+            found.append(text[begin : end - 1])
+        begin = text.find(BOX, begin if depth else end)
     return found
 
 

@@ -41,8 +41,11 @@ def make_cells(block: dict[str, Any], first_seed: int) -> list[Cell]:
             task's output such as ``1/8``, ``n`` problems; ``sampling``, fields of the requests of
             data sets, may be missing.
         first_seed: Of problems that are generated.
+
+    Raises:
+        ValueError: two cells have one name, or a data set would be asked twice and answer alike.
     """
-    cells = []
+    cells: list[Cell] = []
     for name in block["tasks"]:
         task = make_task(name, first_seed, block.get("sampling", {}))
         if "dense" in block["methods"]:
@@ -51,7 +54,27 @@ def make_cells(block: dict[str, Any], first_seed: int) -> list[Cell]:
             budget = budget_tokens(str(text), task)
             evicting = [method for method in block["methods"] if method != "dense"]
             cells += [Cell(task, method, budget, block["n"]) for method in evicting]
+    keys = [cell.key for cell in cells]
+    twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    if twice:
+        raise ValueError(
+            f"each task, method and budget must be asked for once, got {twice[0]} twice; "
+            "ask for files of one data set in runs of their own"
+        )
+    for cell in cells:
+        _require_new_questions(cell)
     return cells
+
+
+def _require_new_questions(cell: Cell) -> None:
+    task = cell.task
+    if not isinstance(task, DatasetTask) or task.sampling.get("temperature") != 0:
+        return
+    if cell.n > len(task.prompts):
+        raise ValueError(
+            f"--n must be at most the {len(task.prompts)} messages of {task.name} with --greedy, "
+            f"got {cell.n}: what is asked twice is answered alike, which is no evidence"
+        )
 
 
 def make_task(text: str, first_seed: int, sampling: dict[str, Any] | None = None) -> Task:

@@ -5,7 +5,7 @@ import gzip
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from benchmarks.harness.rows import commit_of_checkout, device, own_command, ver
 from reasoner import REASONER
 
 Key = tuple[str, str, int | None]  # task, method, budget
+# What all samples of a cell must share; an older file does not say all of it.
+SETTINGS = ("model", "dtype", "first_seed", "greedy", "max_tokens")
 Run = dict[str, Any]
 Sample = dict[str, Any]
 _TEXTS = ("prompt", "text")
@@ -41,7 +43,7 @@ def about_run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *own_command()]),
         "commit": args.commit or commit_of_checkout(),
-        **({"first_seed": args.first_seed} if "first_seed" in args else {}),
+        **{name: vars(args)[name] for name in SETTINGS if name != "model" and name in args},
         "model": f"{model}, {cache} KV cache" if cache else model,
     }
 
@@ -69,10 +71,26 @@ class SampleFile:
         _drop_broken_end(path)
         self._texts = texts
         self.done: dict[Key, set[int]] = defaultdict(set)
-        for sample in read_samples(path):
+        self._others: dict[Key, str] = {}
+        for run, sample in read_with_runs(path):
             self.done[key_of(sample)].add(sample["index"])
+            if differing := _differing(run, about):
+                self._others[key_of(sample)] = differing
         self._file = path.open("a")
         self._append({"run": {**about, **device(), "versions": versions()}})
+
+    def missing(self, key: Key, wanted: Iterable[int]) -> list[int]:
+        """Problems of a cell that are wanted and not there yet.
+
+        Raises:
+            ValueError: those that are there were answered with other settings.
+        """
+        if key in self._others:
+            raise ValueError(
+                f"samples of {key} must have the settings of those that are in the file, got "
+                f"{self._others[key]}; name another --out"
+            )
+        return [index for index in wanted if index not in self.done[key]]
 
     def write(self, sample: dict[str, Any]) -> None:
         """Stores one sample at once."""
@@ -136,6 +154,14 @@ def read_cells(path: Path) -> tuple[dict[Key, dict[int, Sample]], dict[Key, Run]
         cells.setdefault(key, {})[sample["index"]] = sample
         runs[key] = run
     return cells, runs
+
+
+def _differing(run: Run, about: Run) -> str:
+    """What a run says otherwise than another, as far as both say it; empty if nothing."""
+    names = [name for name in SETTINGS if name in run and name in about]
+    return ", ".join(
+        f"{name} {about[name]} after {run[name]}" for name in names if run[name] != about[name]
+    )
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

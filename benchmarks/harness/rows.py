@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -103,15 +104,17 @@ def device() -> dict[str, str | None]:
 
 
 def gpu_query(fields: str) -> list[str] | None:
-    """Asks `nvidia-smi` for comma-separated fields of the first GPU.
+    """Asks `nvidia-smi` for comma-separated fields of the first GPU that servers may use.
 
     Returns:
-        One text for each field, or None on a machine without `nvidia-smi`.
+        One text for each field, or None on a machine without a GPU.
     """
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    if first := os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]:
+        command.append(f"--id={first}")
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return [value.strip() for value in answer.splitlines()[0].split(",")]
 

@@ -27,9 +27,9 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def run_of(row: Row) -> tuple[str, str]:
+def run_of(row: Row) -> tuple[str, str, str | None]:
     """What tells one run of a benchmark from another."""
-    return row["command"], row["commit"]
+    return row["command"], row["commit"], row["gpu"]
 
 
 def gpus(row: Row) -> str:

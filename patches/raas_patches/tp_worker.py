@@ -34,7 +34,7 @@ def alloc_memory_pool(_: None, self: "TpModelWorker", *args: Any, **kwargs: Any)
     pool = require_pool(self.model_runner.token_to_kv_pool)
     buffers = pool.state.buffers
     endpoint = endpoint_of_rank(config.kv_trace_endpoint, offset)
-    publisher = TracePublisher(endpoint)
+    publisher = TracePublisher(endpoint, buffers.births.nbytes + buffers.weights.nbytes)
     pool.token_sampler = TokenSampler(buffers, config, publisher, replica, ranks.tp_rank)
 
 

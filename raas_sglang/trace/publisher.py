@@ -4,7 +4,6 @@ import ipaddress
 import logging
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -15,10 +14,9 @@ from raas_sglang.trace.message import TOPIC, TraceBatch
 
 logger = logging.getLogger(__name__)
 
-# A slow subscriber may lag so many messages behind, and loses what comes after.
-_MOST_MESSAGES = 1000
-# What may be on its way to all of them. A smaller message is copied, and is not counted.
-_MOST_BYTES, _COUNTED_BYTES = 1 << 30, 1 << 16
+# What may be on its way, and the most messages of it to one subscriber. A slow one may take half of
+# the bytes, so that the others have theirs.
+_MOST_BYTES, _MOST_MESSAGES = 1 << 30, 1000
 
 
 class TracePublisher:
@@ -26,15 +24,18 @@ class TracePublisher:
 
     Args:
         endpoint: ``tcp://ADDRESS:PORT``, bound here.
+        tables: Bytes of the largest token tables of a message; its texts come on top.
 
     Raises:
         RuntimeError: the endpoint cannot be bound.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, tables: int = 1) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
-        self._socket.set_hwm(_MOST_MESSAGES)
-        self._on_way: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self._socket.set_hwm(max(2, min(_MOST_MESSAGES, _MOST_BYTES // 2 // tables)))
+        # A copy would not be counted.
+        self._socket.copy_threshold = 0  # type: ignore[assignment]
+        self._on_way: list[tuple[zmq.MessageTracker, int]] = []
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
             self._socket.bind(endpoint)
@@ -84,20 +85,13 @@ class TracePublisher:
 
     def _send(self, frames: Sequence[bytes]) -> None:
         """Sends a message, or leaves it out if too much is on its way already."""
-        while self._on_way and self._on_way[0][0].done:
-            self._on_way.popleft()
-        sizes = [memoryview(frame).nbytes for frame in frames]
-        large = sum(size for size in sizes if size > _COUNTED_BYTES)
-        waiting = sum(size for _, size in self._on_way)
-        if large and waiting and waiting + large > _MOST_BYTES:
+        self._on_way = [item for item in self._on_way if not item[0].done]
+        size = sum(memoryview(frame).nbytes for frame in frames)
+        if self._on_way and size + sum(waiting for _, waiting in self._on_way) > _MOST_BYTES:
             return
-        for place, (frame, size) in enumerate(zip(frames, sizes, strict=True), 1):
-            more = zmq.SNDMORE if place < len(frames) else 0
-            if size > _COUNTED_BYTES:
-                tracker = self._socket.send(frame, more, copy=False, track=True)
-                self._on_way.append((tracker, size))
-            else:
-                self._socket.send(frame, more)
+        tracker = self._socket.send_multipart(frames, copy=False, track=True)
+        assert tracker is not None, "asked for"
+        self._on_way.append((tracker, size))
 
 
 def _is_loopback(endpoint: str) -> bool:

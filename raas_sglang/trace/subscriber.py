@@ -23,7 +23,7 @@ class Received(NamedTuple):
 
 
 class Subscription:
-    """Listens to endpoints, which can be added later.
+    """Listens to endpoints, which may become others.
 
     Args:
         endpoints: ``tcp://HOST:PORT`` of each rank to listen to.
@@ -46,14 +46,16 @@ class Subscription:
             raise
 
     def connect(self, endpoints: Iterable[str]) -> None:
-        """Listens to endpoints as well; to each only once.
+        """Listens to these endpoints from now on, and to no others.
 
         Raises:
             RuntimeError: an endpoint is not one.
         """
-        for endpoint in endpoints:
-            if endpoint in self._connected:
-                continue
+        wanted = set(endpoints)
+        for endpoint in self._connected - wanted:
+            self._socket.disconnect(endpoint)
+            self._connected.remove(endpoint)
+        for endpoint in wanted - self._connected:
             try:
                 self._socket.connect(endpoint)
             except zmq.ZMQError as error:
@@ -70,7 +72,12 @@ class Subscription:
         """
         if not self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
             return None
-        _, sequence, head, *tables = self._socket.recv_multipart(copy=False)
+        _, *frames = self._socket.recv_multipart(copy=False)
+        if len(frames) < 2:
+            raise msgspec.ValidationError(
+                f"a message must have three frames, got {1 + len(frames)}"
+            )
+        sequence, head, *tables = frames
         batch = _with_tables(self._decoder.decode(head.buffer), tables)
         return Received(int.from_bytes(sequence.buffer, "big"), batch)
 

@@ -13,6 +13,8 @@ from raas_sglang.view.tracker import Known
 
 # Memory and number of the requests that have ended; beyond them, the first that did are forgotten.
 _MOST_BYTES, _MOST_ENDED = 1 << 30, 10_000
+# Requests that have not; beyond it, the oldest that does not run is lost: no message told its end.
+_MOST_OPEN = 4096
 LOST = "lost"
 
 
@@ -57,6 +59,12 @@ class Book:
                     self._note_presence(request, sample, request.key in told)
                 if request.told.finished is not None:
                     self._end(request)
+            if len(self._open) > _MOST_OPEN:
+                waiting = next((r for r in self._open.values() if not r.runs), None)
+                if waiting is not None:
+                    waiting.end(LOST)
+                    waiting.version = self._version
+                    self._end(waiting)
             self._forget()
 
     def _note_presence(self, request: ViewedRequest, sample: Sample, is_told: bool) -> None:

@@ -3,12 +3,13 @@
 import threading
 import time
 import urllib.error
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
-from raas_sglang.trace import Received, Subscription
+from raas_sglang.trace import Subscription
 from raas_sglang.view.backlog import Backlog
 from raas_sglang.view.book import Book
 from raas_sglang.view.record import Record, RecordWriter, Words, read_records
@@ -17,7 +18,7 @@ from raas_sglang.view.tracker import Tracker
 from raas_sglang.view.words import Dictionary
 
 _PATIENCE_S = 1.0
-# Without a message, after which the server is asked whether it is still the one that it was.
+# Seconds without a message after which the server is asked whether it is still the one that it was.
 _QUIET_S = 15.0
 
 
@@ -36,7 +37,6 @@ class Follower:
     Attributes:
         book: The requests.
         dictionary: The texts of their tokens.
-        status: What the page says of the server, for people.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class Follower:
         self._writing = threading.Lock()
         self._server = server
         self._backlog = Backlog()
-        self.dictionary = Dictionary(None if server is None else server.detokenize, self._keep)
-        self.status = f"recorded in {replay}" if replay else ""
+        self.dictionary = Dictionary(None if server is None else self._detokenize, self._keep)
+        self._source, self._trouble = f"recorded in {replay}" if replay else "", ""
+        self._ended = threading.Event()
         for path in (record, replay):
             if path is not None and (path == replay or path.exists()):
                 for item in read_records(path):
@@ -59,10 +60,22 @@ class Follower:
         if record is not None:
             self._writer = RecordWriter(record)
         if server is not None:
-            self.status = f"waiting for {server.url}"
+            self._source = f"waiting for {server.url}"
             for target in (self._follow, self._receive):
                 name = target.__name__.strip("_")
                 threading.Thread(target=target, args=(server,), name=name, daemon=True).start()
+
+    @property
+    def status(self) -> str:
+        """What the page says of the server, for people."""
+        return "; ".join(filter(None, (self._source, self._trouble)))
+
+    def _detokenize(self, lists: Sequence[Sequence[int]]) -> list[str]:
+        assert self._server is not None, "asked only with it"
+        tokenizer = self._server.about().tokenizer
+        if tokenizer != self.dictionary.tokenizer:
+            raise ConnectionError(f"{self._server.url} has the tokenizer {tokenizer}")
+        return self._server.detokenize(lists)
 
     def _take(self, item: Record) -> None:
         if isinstance(item, Words):
@@ -78,7 +91,7 @@ class Follower:
                 self._writer.write(item)
             except OSError as error:
                 self._writer = None
-                self.status = f"no longer recorded: {error}"
+                self._trouble = f"no longer recorded: {error}"
 
     def _follow(self, server: WatchedServer) -> None:
         tracker = Tracker(*self.book.known())
@@ -90,16 +103,16 @@ class Follower:
                     self.dictionary.want(memoryview(change.token_ids).cast("i"))
                 self._keep(sample)
         finally:
-            self.status = f"no longer follows {server.url}, by a fault that its log names"
+            self._stop("stopped by a fault that the log of the viewer names")
 
     def _receive(self, server: WatchedServer) -> None:
         """Passes messages on; asks the server anew when it is quiet, or is another one."""
         senders: dict[tuple[int, int], int] = {}
-        message: Received | None = None
-        is_connected = False
+        is_connected, message = False, None
+        why = "stopped by a fault that the log of the viewer names"
         try:
             with closing(Subscription()) as subscription:
-                while True:
+                while not self._ended.is_set():
                     if message is None:
                         is_connected = self._connect(subscription, server) or is_connected
                     if not is_connected:
@@ -110,12 +123,21 @@ class Follower:
                         continue
                     batch = message.batch
                     rank = batch.attn_dp_rank, batch.tp_rank
-                    if senders.setdefault(rank, batch.server) != batch.server:
+                    if senders.get(rank) != batch.server:
+                        if not self._connect(subscription, server):
+                            continue  # it may have other tokens now
                         senders[rank] = batch.server
-                        self._connect(subscription, server)
+                    self._source = f"listening to {server.url}"
                     self._backlog.put(message)
         except (RuntimeError, msgspec.MsgspecError) as error:
-            self.status = f"stopped listening: {error}"
+            why = f"stopped listening: {error}"
+        finally:
+            self._stop(why)
+
+    def _stop(self, why: str) -> None:
+        if not self._ended.is_set():
+            self._source = why
+            self._ended.set()
 
     def _connect(self, subscription: Subscription, server: WatchedServer) -> bool:
         """Listens to all ranks that a server has; returns whether it said which.
@@ -126,15 +148,15 @@ class Follower:
         try:
             about = server.about()
         except urllib.error.URLError as error:
-            self.status = f"waiting for {server.url}"
+            self._source = f"waiting for {server.url}"
             if isinstance(error, urllib.error.HTTPError):
-                self.status = f"{server.url} refuses to tell about itself: {error}"
+                self._source = f"{server.url} refuses to tell about itself: {error}"
             return False
         except OSError as error:
-            self.status = f"waiting for {server.url}: {error}"
+            self._source = f"waiting for {server.url}: {error}"
             return False
         except NoTraceError as error:
-            self.status = str(error)
+            self._source = str(error)
             return False
         if self.dictionary.tokenizer not in ("", about.tokenizer):
             raise RuntimeError(
@@ -143,5 +165,5 @@ class Follower:
             )
         self.dictionary.tokenizer = about.tokenizer
         subscription.connect(about.endpoints)
-        self.status = f"listening to {server.url}"
+        self._source = f"listening to {server.url}"
         return True

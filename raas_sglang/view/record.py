@@ -118,7 +118,7 @@ class RecordWriter:
         self._file = path.open("r+b" if path.exists() else "w+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(
                 f"{path} must be written by one viewer alone, got two; name another file"
             ) from error

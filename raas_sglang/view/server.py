@@ -35,7 +35,7 @@ class WatchedServer:
         api_key: Of a server that was started with ``--api-key``.
 
     Raises:
-        ValueError: the URL is none.
+        ValueError: the URL is not one.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -63,10 +63,13 @@ class WatchedServer:
                 f"the server at {self.url} must publish a trace, got one that was started without "
                 "--kv-trace-endpoint; restart it with that flag"
             )
-        address, _, port = named.removeprefix("tcp://").rpartition(":")
-        host = urlsplit(self.url).hostname if address in ("*", "0.0.0.0") else address
-        ranks = info.get("tp_size", 1) * info.get("dp_size", 1)
-        endpoints = [f"tcp://{host}:{int(port) + rank}" for rank in range(ranks)]
+        try:
+            address, _, port = named.removeprefix("tcp://").rpartition(":")
+            host = urlsplit(self.url).hostname if address in ("*", "0.0.0.0") else address
+            ranks = info.get("tp_size", 1) * info.get("dp_size", 1)
+            endpoints = [f"tcp://{host}:{int(port) + rank}" for rank in range(ranks)]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConnectionError(f"{self.url} must be an SGLang server: {error}") from error
         return About(endpoints, info.get("tokenizer_path") or "")
 
     def detokenize(self, lists: Sequence[Sequence[int]]) -> list[str]:

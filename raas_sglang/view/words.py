@@ -14,7 +14,7 @@ _BROKEN = "\ufffd"
 # Tokens that are asked for at a time, and the most that together are looked at as one character.
 _AT_ONCE, _MOST_TOGETHER = 256, 16
 _PATIENCE_S = 1.0
-# With which SGLang answers ids that are no tokens.
+# HTTP codes with which SGLang answers ids that are no tokens; the last is that of any fault too.
 _NO_TOKEN = (400, 422, 500)
 
 
@@ -38,6 +38,7 @@ class Dictionary:
         self._wanted: dict[Ids, None] = {}  # in order
         self._lock = threading.Condition()
         self._detokenize, self._learned = detokenize, learned
+        self._doubted: set[Ids] = set()
         self.tokenizer = ""
         if detokenize is not None:
             threading.Thread(target=self._run, name="detokenize", daemon=True).start()
@@ -118,6 +119,9 @@ class Dictionary:
         except urllib.error.HTTPError as error:
             if error.code not in _NO_TOKEN:
                 raise
+            if len(asked) == 1 and error.code == _NO_TOKEN[-1] and asked[0] not in self._doubted:
+                self._doubted.add(asked[0])
+                raise  # it is asked once more
             if len(asked) == 1:
                 return [f"⟨{asked[0][0]}⟩"]  # no token of the vocabulary
             half = len(asked) // 2

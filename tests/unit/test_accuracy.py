@@ -93,9 +93,43 @@ def test_a_data_set_is_read_whatever_its_fields_are_called(tmp_path):
         budget_tokens("1/8", task)
 
 
+def test_a_file_goes_on_with_its_own_settings_alone(tmp_path):
+    path, key = tmp_path / "samples.jsonl", ("milestone:150", "raas", 64)
+    first = SampleFile(path, "none", {"model": "a", "max_tokens": 2048})
+    first.write(sample(0))
+    first.close()
+    for about, words in (
+        ({"model": "b", "max_tokens": 2048}, "model b after a"),
+        ({"model": "a", "max_tokens": 64}, "max_tokens 64 after 2048"),
+    ):
+        other = SampleFile(path, "none", about)
+        with pytest.raises(ValueError, match=words):
+            other.missing(key, range(2))
+        assert other.missing(("another", "raas", 64), range(2)) == [0, 1]
+        other.close()
+    assert SampleFile(path, "none", {"model": "a"}).missing(key, range(2)) == [1]
+
+
+def test_what_is_asked_for_twice_is_refused(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join(json.dumps({"question": "?", "answer": "1"}) for _ in range(3)))
+    block = {"tasks": [f"gsm8k:{path}"], "methods": ["raas"], "budgets": ["64"], "n": 3}
+    greedy = {"sampling": {"temperature": 0}}
+    assert len(make_cells({**block, **greedy}, 0)) == 1
+    with pytest.raises(ValueError, match="must be asked for once"):
+        make_cells({**block, "tasks": block["tasks"] * 2}, 0)
+    with pytest.raises(ValueError, match="at most the 3 messages of gsm8k with --greedy, got 4"):
+        make_cells({**block, **greedy, "n": 4}, 0)
+    assert make_cells({**block, "n": 4}, 0)[0].n == 4, "sampled, the answers differ"
+
+
 def test_a_box_may_hold_braces_in_braces():
     text = "so \\boxed{\\frac{\\sqrt{3}}{\\sqrt{2}}} and \\boxed{9}, not \\boxed{"
     assert boxed(text) == ["\\frac{\\sqrt{3}}{\\sqrt{2}}", "9"]
+    assert boxed("\\boxed{\\left\\{1,2\\right.} \\boxed{1+\\boxed{2}}") == [
+        "\\left\\{1,2\\right.",
+        "1+\\boxed{2}",
+    ]
 
 
 def test_several_questions_in_one_message_are_graded_one_by_one(tmp_path):

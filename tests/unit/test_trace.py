@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -294,26 +293,61 @@ def test_an_endpoint_that_others_reach_is_warned_of(address, open_to_all, caplog
     assert ("is open to everyone who reaches the port" in caplog.text) is open_to_all
 
 
-def test_no_more_waits_for_a_slow_subscriber_than_memory_allows(monkeypatch):
-    """Of texts as well, which every message has whole."""
+@pytest.mark.parametrize("size", [60_000, 1 << 20])
+def test_no_more_waits_for_a_slow_subscriber_than_memory_allows(size, monkeypatch):
+    """Of texts as well, which every message has whole, and of frames that ZMQ would copy."""
     monkeypatch.setattr("raas_sglang.trace.publisher._MOST_BYTES", 1 << 24)
-    endpoint, text = f"tcp://127.0.0.1:{free_port()}", bytes(1 << 20)
-    told = RequestTrace("a", "dense", None, 1, 1, 1, text)
+    endpoint, count = f"tcp://127.0.0.1:{free_port()}", (1 << 26) // size
+    message = TraceBatch(0.0, [], 0, 0, [RequestTrace("a", "dense", None, 1, 1, 1, bytes(size))])
     publisher = TracePublisher(endpoint)
     with closing(Subscription([endpoint])) as subscription:
         while subscription.receive(0.05) is None:
             publisher.publish(0, lambda: TraceBatch(0.0, [], 0, 0, []))
-        for number in range(1, 101):
-            publisher.publish(number, lambda: TraceBatch(0.0, [], 0, 0, [told]))
-        publisher.publish(101, lambda: TraceBatch(0.0, [], 0, 0, []))
-        time.sleep(1)  # it does not read
-        assert sum(size for _, size in publisher._on_way) <= 1 << 24
-        heard = []
-        while (message := subscription.receive(1)) is not None:
-            heard.append(message.sequence)
+        for number in range(1, count + 1):
+            publisher.publish(number, lambda: message)
+        publisher.close()  # once all of it was handed to ZMQ, or left out
+        assert sum(waiting for _, waiting in publisher._on_way) <= 1 << 24
+        assert len(publisher._on_way) < count
+
+
+def test_a_subscriber_that_does_not_read_takes_nothing_from_the_others(monkeypatch):
+    monkeypatch.setattr("raas_sglang.trace.publisher._MOST_BYTES", 1 << 24)
+    endpoint, size, count = f"tcp://127.0.0.1:{free_port()}", 1 << 20, 100
+    message = TraceBatch(0.0, [], 0, 0, [RequestTrace("a", "dense", None, 1, 1, 1, bytes(size))])
+    publisher = TracePublisher(endpoint, size)
+    with closing(Subscription([endpoint])) as stalled, closing(Subscription([endpoint])) as other:
+        for subscription in (stalled, other):
+            while subscription.receive(0.05) is None:
+                publisher.publish(0, lambda: TraceBatch(0.0, [], 0, 0, []))
+        heard = set()
+        for number in range(1, count + 1):
+            publisher.publish(number, lambda: message)
+            while number not in heard and (received := other.receive(5)) is not None:
+                heard.add(received.sequence)
+        assert heard >= set(range(1, count + 1))
     publisher.close()
-    assert heard[-1] == 101, "a small one, which is not counted"
-    assert 10 <= len([number for number in heard if 0 < number < 101]) < 100
+
+
+def test_a_subscription_can_move():
+    ends = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+    publishers = [TracePublisher(end) for end in ends]
+    with closing(Subscription(ends[:1])) as subscription:
+        subscription.connect(ends[1:])
+        heard = set()
+        for _ in range(40):
+            for number, publisher in enumerate(publishers):
+                publisher.publish(number, lambda: TraceBatch(0.0, [], 0, 0, []))
+            if (received := subscription.receive(0.05)) is not None:
+                heard.add(received.sequence)
+        assert heard == {1}
+    for publisher in publishers:
+        publisher.close()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "70000", "x", ""])
+def test_a_trace_port_is_one(port):
+    with pytest.raises(ValueError, match="with a port from 1 to 65535"):
+        RaasConfig(kv_policy="raas", kv_trace_endpoint=f"tcp://127.0.0.1:{port}")
 
 
 def test_every_rank_has_a_port():
@@ -328,7 +362,7 @@ def test_the_flag_is_what_turns_it_on():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"kv_trace_endpoint": "5558"}, r"must be tcp://ADDRESS:PORT, got '5558'"),
+        ({"kv_trace_endpoint": "5558"}, "from 1 to 65535, got '5558'"),
         ({"kv_trace_endpoint": "ipc:///tmp/x"}, "use tcp://"),
         ({"kv_trace_interval": 0}, "positive number of decode steps, got 0"),
         ({"kv_trace_interval": True}, "got True"),

@@ -213,6 +213,15 @@ def test_many_that_ended_are_forgotten_by_number(monkeypatch):
     assert watched.book.keys() == [4, 5, 6, 7, 8]
 
 
+def test_requests_whose_ends_nobody_heard_are_lost_in_time(monkeypatch):
+    monkeypatch.setattr("raas_sglang.view.book._MOST_OPEN", 3)
+    watched = Watched()
+    for number in range(6):
+        watched.take(sampled(MadeUpRequest(str(number)).advance(3)))
+    states = [watched.summary(key)["state"] for key in range(6)]
+    assert states == ["lost", "lost", "lost", "waiting", "waiting", "running"]
+
+
 def test_the_backlog_counts_texts_and_keeps_ends():
     backlog, request = Backlog(most_bytes=4000), MadeUpRequest("dense", budget=None)
     for _ in range(50):

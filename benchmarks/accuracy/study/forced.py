@@ -45,7 +45,7 @@ def main() -> int:
         name, texts = read_texts(source)
         study = Forced(model, tokenizer, texts, args.n, args.max_tokens, max(args.budgets))
         for budget, method in product(args.budgets, methods):
-            missing = set(study.indices) - file.done[name, method, budget]
+            missing = file.missing((name, method, budget), study.indices)
             if missing:
                 began = time.monotonic()
                 for sample in study.samples(name, method, budget):

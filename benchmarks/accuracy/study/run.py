@@ -57,7 +57,7 @@ class Study:
 
     def collect(self, cell: Cell, file: SampleFile, pool: Executor) -> None:
         """Decodes and grades what of a cell is not in a file yet, and says what came out."""
-        missing = [index for index in range(cell.n) if index not in file.done[cell.key]]
+        missing = file.missing(cell.key, range(cell.n))
         if not missing:
             return
         began = time.monotonic()
