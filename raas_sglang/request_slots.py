@@ -71,7 +71,8 @@ def reserve_slots(
 def request_slots(config: RaasConfig, shape: StateShape, budget_bytes: int) -> int:
     """Requests that there is eviction state for, where the user did not say how many may run.
 
-    With a server policy that evicts: as many as hold a full budget each, for no more could.
+    With a server policy that evicts: as many as hold a full budget each, for no more could, as far
+    as their state fits into half of the memory.
     Otherwise what a small share of the memory pays for, since most requests will need none.
 
     Args:
@@ -82,7 +83,8 @@ def request_slots(config: RaasConfig, shape: StateShape, budget_bytes: int) -> i
     slot_bytes = EvictionState.bytes_per_slot(config, shape)
     if config.evicts:
         full_bytes = slot_bytes + config.max_budget * shape.token_bytes
-        slots = min(budget_bytes // full_bytes, _MOST_REQUESTS)
+        # Of a small budget the state is the larger part.
+        slots = min(budget_bytes // full_bytes, budget_bytes // 2 // slot_bytes, _MOST_REQUESTS)
     else:
         slots = int(_STATE_SHARE * budget_bytes / slot_bytes)
     return max(1, slots - 1)

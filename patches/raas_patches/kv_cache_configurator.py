@@ -61,7 +61,9 @@ def build_token_to_kv_pool(
     """After `_build_token_to_kv_pool`: gives the pool its eviction state, or ends the process."""
     require_model(self.model, self.model_config, pool)
     ours, shape = require_pool(pool), _shape(self)
-    head_offset = get_parallel().attn_tp_rank * shape.heads
+    # Ranks may share a KV head, where there are more of them.
+    ranks, heads = get_parallel(), self.model_config.get_total_num_kv_heads()
+    head_offset = ranks.attn_tp_rank * heads // ranks.attn_tp_size
     config, scales = required_config(self.server_args), kv_scales(self.model, ours)
     ours.attach(config, req_to_token_pool, shape, head_offset, self.forward_stream, scales)
     return pool

@@ -109,6 +109,16 @@ REFUSALS = (
     Refusal("--enable-lmcache", _is_set("enable_lmcache"), "remove it"),
     Refusal("--enable-flexkv", _is_set("enable_flexkv"), "remove it"),
     Refusal("--radix-cache-backend", _is_set("radix_cache_backend"), "remove it"),
+    Refusal(
+        "--moe-a2a-backend",
+        lambda chosen: chosen.tp_size > 1 and chosen.moe_a2a_backend != "none",
+        "remove it: decode batches are padded beyond the requests that there is state for",
+    ),
+    Refusal(
+        "--moe-dense-tp-size",
+        lambda chosen: chosen.tp_size > 1 and chosen.moe_dense_tp_size is not None,
+        "remove it: decode batches are padded beyond the requests that there is state for",
+    ),
     Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
     Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),
     Refusal("--attn-dp-size", _above_one("attn_dp_size"), "use --dp-size alone"),

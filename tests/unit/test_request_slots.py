@@ -52,6 +52,15 @@ def test_state_takes_little_where_eviction_is_the_exception():
     assert 0.0199 < (slots + 1) * slot_bytes / (50 * GIB) <= 0.02
 
 
+@pytest.mark.parametrize("budget", [16, 32, 64])
+def test_the_state_of_small_budgets_takes_half_of_the_memory_at_most(budget):
+    wide = SHAPE._replace(query_heads=16 * SHAPE.heads)
+    config = RaasConfig(kv_policy="raas", kv_budget=budget)
+    for gib in (1, 4, 10):
+        slots = reserve_slots(config, wide, gib * GIB, None)
+        assert slots.state_bytes <= gib * GIB / 2
+
+
 def test_no_more_than_sglang_runs_and_at_least_one():
     config = RaasConfig(kv_policy="raas", kv_budget=64)
     assert request_slots(config, SHAPE, 5000 * GIB) == 4095
