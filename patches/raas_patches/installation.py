@@ -36,6 +36,7 @@ WITH_POLICY = (
     "kv_cache_configurator",
     "forward_batch_info",
     "model_runner",
+    "weight_updater",
     "fused_kv_store",
     "metrics_reporter",
     "metrics_collector",

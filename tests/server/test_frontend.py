@@ -150,8 +150,11 @@ def test_run_batch(backend: Any) -> None:
 
 
 def test_streaming_program(backend: Any) -> None:
-    state = thought_and_answer.run(backend=backend, stream=True, ignore_eos=True)
-    chunks = list(state.text_iter("thought"))
+    for _ in range(5):  # a reader that comes late is given all that has come as one piece
+        state = thought_and_answer.run(backend=backend, stream=True, ignore_eos=True)
+        chunks = list(state.text_iter("thought"))
+        if len(chunks) > 1:
+            break
     assert len(chunks) > 1
     assert "".join(chunks) == state["thought"]
     assert choice_of(state, "thought") == ("raas", 32)

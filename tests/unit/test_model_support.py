@@ -16,6 +16,7 @@ from conftest import refusal
 from raas_kernels import KVScales
 from raas_patches import model_support
 from raas_patches.model_support import EQUAL, PLAIN, kv_scales, require_model
+from raas_patches.weight_updater import update_weights_from_disk
 from raas_sglang.pool import RaasTokenToKVPool
 
 LAYERS = 4
@@ -216,6 +217,23 @@ def test_scales_that_attention_does_not_multiply_by_are_refused(tmp_path):
     words = r"divides by 0.5 and 0.5 but multiplies by 1.0 and 1.0, .*--quantization-param-path"
     with pytest.raises(RuntimeError, match=words):
         kv_scales(model, pool(FLOAT8))
+
+
+def test_weights_with_other_scales_are_an_update_that_failed():
+    """Decode divides by those that the server was started with."""
+    ours, done = pool(FLOAT8), (True, "Succeeded")
+    ours.scales = kv_scales(with_scales(0.25, 1.0), ours)
+
+    def updated(model, result=done):
+        runner = SimpleNamespace(token_to_kv_pool=ours)
+        updater = SimpleNamespace(get_model_runner=lambda: runner, get_model=lambda: model)
+        return update_weights_from_disk(result, updater, "path", "auto")
+
+    assert updated(with_scales(0.25, 1.0)) == done
+    failed, why = updated(with_scales(0.5, 1.0))
+    assert not failed
+    assert "must have the scales that the server was started with" in why
+    assert updated(with_scales(0.5, 1.0), (False, "no such path")) == (False, "no such path")
 
 
 def test_nothing_else_can_differ_by_layer():
