@@ -9,13 +9,21 @@ fail() {
   exit 1
 }
 
+supported() { # a Python
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
+version() { # of a Python
+  "$1" -c 'import sys; print(sys.version_info[:2])'
+}
+
 command -v git >/dev/null || fail "git must be installed, found none; install it with your package manager"
 command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null ||
   fail "a C compiler must be installed, found neither cc, gcc nor clang; install gcc (Triton compiles with it)"
 
 python=""
 for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
-  if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+  if supported "$candidate"; then
     python=$(command -v "$candidate")
     break
   fi
@@ -32,9 +40,8 @@ if [ -z "$uv" ] || ! "$uv" --version >/dev/null 2>&1; then
 fi
 
 echo "setup: installing SGLang and raas-sglang into .venv (about 9 GB, once)"
-version='import sys; print(*sys.version_info[:2])'
-found=$(.venv/bin/python -c "$version" 2>/dev/null || true)
-if [ "$found" != "$("$python" -c "$version")" ] && { [ -n "${PYTHON:-}" ] || [[ ! "$found" =~ ^3\ 1[12]$ ]]; }; then
+if ! supported .venv/bin/python ||
+  { [ -n "${PYTHON:-}" ] && [ "$(version .venv/bin/python)" != "$(version "$python")" ]; }; then
   "$uv" venv --quiet --clear --python "$python" .venv
 fi
 "$uv" pip install --quiet --python .venv/bin/python --editable ".[sglang]" --group dev

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 FP8 = "fp8_e4m3"
+PADDED = "decode batches are padded beyond the requests that there is state for"
 HOST_ALONE = "--enable-hierarchical-cache is supported with the host's memory alone"
 
 
@@ -112,12 +113,12 @@ REFUSALS = (
     Refusal(
         "--moe-a2a-backend",
         lambda chosen: chosen.tp_size > 1 and chosen.moe_a2a_backend != "none",
-        "remove it: decode batches are padded beyond the requests that there is state for",
+        f"remove it: {PADDED}",
     ),
     Refusal(
         "--moe-dense-tp-size",
         lambda chosen: chosen.tp_size > 1 and chosen.moe_dense_tp_size is not None,
-        "remove it: decode batches are padded beyond the requests that there is state for",
+        f"remove it: {PADDED}",
     ),
     Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
     Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),

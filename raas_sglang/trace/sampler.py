@@ -122,7 +122,7 @@ class TokenSampler:
             copy.wait()
             events = [_event(row, copy) for row in evicting]
             self._copier.release(copy)
-            return TraceBatch(now, events, *self.ranks, self._texts(rows), self._server)
+            return self._batch(now, events, rows)
 
         self.publisher.publish(sequence, message)
 
@@ -142,11 +142,18 @@ class TokenSampler:
         if rows and self.ranks[1] == 0:
             self.publisher.publish(
                 self._next_number(),
-                lambda: TraceBatch(now, [], *self.ranks, self._texts(rows, finished), self._server),
+                lambda: self._batch(now, [], rows, finished),
             )
 
-    def _texts(self, rows: list[TracedRow], finished: str | None = None) -> list[RequestTrace]:
-        return [_text(row, finished) for row in rows] if self.ranks[1] == 0 else []
+    def _batch(
+        self,
+        now: float,
+        events: list[TokenTrace],
+        rows: list[TracedRow],
+        finished: str | None = None,
+    ) -> TraceBatch:
+        texts = [_text(row, finished) for row in rows] if self.ranks[1] == 0 else []
+        return TraceBatch(now, events, *self.ranks, texts, self._server)
 
     def _next_number(self) -> int:
         number, self._messages = self._messages, self._messages + 1

@@ -9,12 +9,10 @@ from raas_sglang.trace import RequestTrace
 from raas_sglang.trace.message import TOKEN_DTYPE
 from raas_sglang.view.record import Sample
 from raas_sglang.view.request import ViewedRequest
-from raas_sglang.view.tracker import Known
+from raas_sglang.view.tracker import MOST_KNOWN, Known
 
 # Memory and number of the requests that have ended; beyond them, the first that did are forgotten.
 _MOST_BYTES, _MOST_ENDED = 1 << 30, 10_000
-# Requests that have not; beyond it, the oldest that does not run is lost: no message told its end.
-_MOST_OPEN = 4096
 LOST = "lost"
 
 
@@ -59,12 +57,8 @@ class Book:
                     self._note_presence(request, sample, request.key in told)
                 if request.told.finished is not None:
                     self._end(request)
-            if len(self._open) > _MOST_OPEN:
-                waiting = next((r for r in self._open.values() if not r.runs), None)
-                if waiting is not None:
-                    waiting.end(LOST)
-                    waiting.version = self._version
-                    self._end(waiting)
+            if len(self._open) > MOST_KNOWN:
+                self._lose_one()
             self._forget()
 
     def _note_presence(self, request: ViewedRequest, sample: Sample, is_told: bool) -> None:
@@ -74,6 +68,14 @@ class Book:
             request.end(LOST)
         request.runs = False
         request.version = self._version
+
+    def _lose_one(self) -> None:
+        """Ends the oldest request that does not run: more are not followed, so no end is told."""
+        waiting = next((r for r in self._open.values() if not r.runs), None)
+        if waiting is not None:
+            waiting.end(LOST)
+            waiting.version = self._version
+            self._end(waiting)
 
     def _end(self, request: ViewedRequest) -> None:
         del self._open[request.key]

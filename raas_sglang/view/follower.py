@@ -18,6 +18,7 @@ from raas_sglang.view.tracker import Tracker
 from raas_sglang.view.words import Dictionary
 
 _PATIENCE_S = 1.0
+_FAULT = "stopped by a fault that the log of the viewer names"
 # Seconds without a message after which the server is asked whether it is still the one that it was.
 _QUIET_S = 15.0
 
@@ -103,13 +104,13 @@ class Follower:
                     self.dictionary.want(memoryview(change.token_ids).cast("i"))
                 self._keep(sample)
         finally:
-            self._stop("stopped by a fault that the log of the viewer names")
+            self._stop(_FAULT)
 
     def _receive(self, server: WatchedServer) -> None:
         """Passes messages on; asks the server anew when it is quiet, or is another one."""
         senders: dict[tuple[int, int], int] = {}
         is_connected, message = False, None
-        why = "stopped by a fault that the log of the viewer names"
+        why = _FAULT
         try:
             with closing(Subscription()) as subscription:
                 while not self._ended.is_set():

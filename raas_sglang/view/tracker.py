@@ -11,7 +11,7 @@ from raas_sglang.view.record import Change, Sample, TableChange
 from raas_sglang.view.uses import noted_uses
 
 # Requests whose progress is compared; more than run and end at any time.
-_MOST_KNOWN = 4096
+MOST_KNOWN = 4096
 # Prefix of the requests that SGLang sends itself to check its health; no client sent them.
 _HEALTH_CHECK = "HEALTH_CHECK"
 # A step in flight when a request is retracted is lost, so it may come back a few tokens shorter.
@@ -96,7 +96,7 @@ class Tracker:
         self._known[replica, told.rid] = Known(before.key, told)
         if told.finished:
             self._drop_tables(before.key)
-        if len(self._known) > _MOST_KNOWN:
+        if len(self._known) > MOST_KNOWN:
             oldest = next(iter(self._known))
             self._drop_tables(self._known.pop(oldest).key)
         return same

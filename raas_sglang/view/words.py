@@ -14,8 +14,9 @@ _BROKEN = "\ufffd"
 # Tokens that are asked for at a time, and the most that together are looked at as one character.
 _AT_ONCE, _MOST_TOGETHER = 256, 16
 _PATIENCE_S = 1.0
-# HTTP codes with which SGLang answers ids that are no tokens; the last is that of any fault too.
-_NO_TOKEN = (400, 422, 500)
+# HTTP codes with which SGLang answers ids that are no tokens; one of them is that of any fault too.
+_ANY_FAULT = 500
+_NO_TOKEN = (400, 422, _ANY_FAULT)
 
 
 class Dictionary:
@@ -119,13 +120,13 @@ class Dictionary:
         except urllib.error.HTTPError as error:
             if error.code not in _NO_TOKEN:
                 raise
-            if len(asked) == 1 and error.code == _NO_TOKEN[-1] and asked[0] not in self._doubted:
+            if len(asked) > 1:
+                half = len(asked) // 2
+                return self._ask(asked[:half]) + self._ask(asked[half:])
+            if error.code == _ANY_FAULT and asked[0] not in self._doubted:
                 self._doubted.add(asked[0])
                 raise  # it is asked once more
-            if len(asked) == 1:
-                return [f"⟨{asked[0][0]}⟩"]  # no token of the vocabulary
-            half = len(asked) // 2
-            return self._ask(asked[:half]) + self._ask(asked[half:])
+            return [f"⟨{asked[0][0]}⟩"]  # no token of the vocabulary
         return [next(texts) if len(one) > 1 else _second(next(texts), next(texts)) for one in asked]
 
 

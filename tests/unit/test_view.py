@@ -214,7 +214,7 @@ def test_many_that_ended_are_forgotten_by_number(monkeypatch):
 
 
 def test_requests_whose_ends_nobody_heard_are_lost_in_time(monkeypatch):
-    monkeypatch.setattr("raas_sglang.view.book._MOST_OPEN", 3)
+    monkeypatch.setattr("raas_sglang.view.book.MOST_KNOWN", 3)
     watched = Watched()
     for number in range(6):
         watched.take(sampled(MadeUpRequest(str(number)).advance(3)))
