@@ -143,6 +143,26 @@ class KeyCaches(NamedTuple):
             )
         return cls(layers, torch.tensor(pointers, dtype=torch.int64, device=device), factors)
 
+    def require(self, layers: int, head_dim: int, queries: torch.dtype) -> None:
+        """Checks that these are the keys which queries are multiplied with.
+
+        Args:
+            layers: How many layers there are.
+            head_dim: Numbers of a key.
+            queries: Type of the queries.
+
+        Raises:
+            ValueError: they are of other layers, of other heads, or of another type.
+        """
+        cache = self.layers[0]
+        if cache.stride()[1:] != (head_dim, 1) or len(self.pointers) != layers:
+            raise ValueError(
+                f"keys must be {layers} caches with contiguous heads of {head_dim}, got "
+                f"{len(self.pointers)} with strides {cache.stride()}"
+            )
+        if cache.dtype not in (queries, torch.float8_e4m3fn):
+            raise ValueError(f"queries must be {cache.dtype} as the keys, got {queries}")
+
 
 class StepOptions(NamedTuple):
     """What stays the same for a whole server.

@@ -8,7 +8,6 @@ The programs are as many as a GPU runs at a time. Each takes one KV head of one 
 the other, and keeps its logits in scratch of its own until it has chosen.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -57,7 +56,7 @@ def score_tokens(
         return
     sizes = agreed(step, scratch, buffers)
     require_rows(step, rows)
-    _require_keys(keys, step, sizes)
+    keys.require(sizes["Y"], sizes["D"], step.queries.dtype)
     list_due_rows(scratch, batch)
     layers, heads, head_dim, most = (sizes[letter] for letter in ("Y", "H", "D", "N"))
     group, block_tokens = sizes["Hq"] // heads, triton.next_power_of_2(most)
@@ -98,17 +97,6 @@ def score_tokens(
         num_stages=STAGES if head_dim * cache.element_size() <= _WIDE_KEY else _WIDE_STAGES,
         **({"maxnreg": REGISTERS} if is_limited else {}),
     )
-
-
-def _require_keys(keys: KeyCaches, step: StepBuffers, sizes: dict[str, int]) -> None:
-    cache = keys.layers[0]
-    if cache.stride()[1:] != (sizes["D"], 1) or len(keys.pointers) != sizes["Y"]:
-        raise ValueError(
-            f"keys must be {sizes['Y']} caches with contiguous heads of {sizes['D']}, got "
-            f"{len(keys.pointers)} with strides {cache.stride()}"
-        )
-    if cache.dtype not in (step.queries.dtype, torch.float8_e4m3fn):
-        raise ValueError(f"queries must be {cache.dtype} as the keys, got {step.queries.dtype}")
 
 
 @triton.jit
