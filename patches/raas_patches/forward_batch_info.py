@@ -44,12 +44,34 @@ def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> No
     prompt_lens, skipped = by_token.T.to(forward_batch.positions.device, non_blocking=True)
     moved = torch.where(forward_batch.positions >= prompt_lens, skipped, 0)
     forward_batch.positions = forward_batch.positions + moved
-    if forward_batch.mrope_positions is not None:
-        forward_batch.mrope_positions = forward_batch.mrope_positions + moved
+    mrope = forward_batch.mrope_positions
+    if mrope is not None:
+        is_whole = mrope.shape[1] == len(moved)
+        forward_batch.mrope_positions = mrope + moved if is_whole else _mrope(batch).to(mrope)
     # `model_runner` samples the next token of each row with it.
     forward_batch.raas_skipped_lens = torch.tensor(
         [skipped for _, skipped in gaps], dtype=torch.int64
     ).to(forward_batch.seq_lens.device, non_blocking=True)
+
+
+def _mrope(batch: "ScheduleBatch") -> torch.Tensor:
+    """Positions of a prefill in which images stand before tokens that were generated: [3, T] int64.
+
+    SGLang knows those of an image's prompt alone; text goes on behind it by a number of its own.
+    """
+    pieces = []
+    for req, inputs, begin, count in zip(
+        batch.reqs, batch.multimodal_inputs, batch.prefix_lens, batch.extend_lens, strict=True
+    ):
+        state, positions = req.raas, torch.arange(begin, begin + count)
+        positions += torch.where(positions >= state.prompt_len, state.skipped_len, 0)
+        piece = positions.repeat(3, 1)
+        if inputs is not None:
+            piece += inputs.mrope_position_delta.item()
+            known = inputs.mrope_positions[:, begin : min(begin + count, state.prompt_len)]
+            piece[:, : known.shape[1]] = known
+        pieces.append(piece)
+    return torch.cat(pieces, dim=1)
 
 
 SEAMS = (

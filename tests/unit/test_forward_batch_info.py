@@ -2,7 +2,10 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
+from sglang.srt.model_executor import forward_batch_info
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
 from raas_kernels import Policy
 from raas_patches.forward_batch_info import init_new
@@ -55,6 +58,39 @@ def test_multimodal_positions_move_alike():
     mrope = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 1, 2]])
     got = positions_after([request(1, 6)], [3], [0, 1, 2], mrope_positions=mrope)
     assert got.mrope_positions.tolist() == [[0, 7, 8]] * 3
+
+
+@pytest.mark.parametrize("cached", [0, 7, 20])
+def test_text_behind_an_image_stands_where_it_stood(cached, monkeypatch):
+    """SGLang gives such a request the positions of its prompt alone, or a single one."""
+    prompt_len, resident, generated, delta = 20, 16, 60, -9
+    monkeypatch.setattr(
+        forward_batch_info,
+        "get_exec",
+        lambda: SimpleNamespace(deterministic=SimpleNamespace(rl_on_policy_target=None)),
+    )
+    image = SimpleNamespace(
+        mrope_positions=torch.arange(prompt_len).repeat(3, 1) // 2,
+        mrope_position_delta=torch.tensor([[delta]]),
+        mrope_position_delta_repeated_cache=None,
+    )
+    requests = [request(prompt_len, generated - resident), request(3, 0)]
+    for req in requests:
+        req.session = None
+    counts = [prompt_len + resident - cached, 3]
+    batch = SimpleNamespace(
+        reqs=requests, multimodal_inputs=[image, None], prefix_lens=[cached, 0], extend_lens=counts
+    )
+    made = ForwardBatch.__new__(ForwardBatch)
+    made.forward_mode = ForwardMode.EXTEND
+    made.seq_lens = made.seq_lens_cpu = torch.tensor([prompt_len + resident, 3])
+    made.positions = torch.cat([torch.arange(cached, prompt_len + resident), torch.arange(3)])
+    made._compute_mrope_positions_extend(SimpleNamespace(device="cpu"), batch)
+    got = init_new(lambda *_: made, object, batch, None).mrope_positions
+    skipped = prompt_len + generated - resident
+    want = [p // 2 for p in range(cached, prompt_len)]
+    want += [p + delta for p in range(skipped, skipped + resident)]
+    assert got.tolist() == [[*want, 0, 1, 2]] * 3
 
 
 def test_requests_that_were_not_retracted_are_left_alone():
