@@ -55,7 +55,6 @@ class EvictionState:
         buffers: State of all layers.
         step: What a decode step passes between its begin, its layers and its end.
         scratch: What tokens are scored in at its end.
-        capacities: [R] int64. P + L: resident length at which each request stops growing.
         epoch: Changes whenever the slots of a running request may have changed other than by
             growing; a plan made in the same epoch for the same resident lengths still holds.
     """
@@ -72,9 +71,9 @@ class EvictionState:
         self.buffers = EvictionBuffers.zeros(sizes, self.device, shape.query_dtype)
         self.step = StepBuffers.zeros(sizes, self.device, shape.query_dtype)
         self.scratch = ScoreScratch.zeros(sizes, self.device, shape.query_dtype)
-        tables = len(RequestTables.declared())
-        self._tables = torch.zeros((tables, num_slots), dtype=torch.int32, device=self.device)
-        self.capacities = torch.full((num_slots,), NO_LIMIT, dtype=torch.int64, device=self.device)
+        names = list(RequestTables.declared())
+        self._tables = torch.zeros((len(names), num_slots), dtype=torch.int32, device=self.device)
+        self._capacities = self._tables[names.index("capacities")].fill_(NO_LIMIT)
         self.epoch = 0
         self._requests = self._logical_lens = self._resident_lens = torch.empty(0)
 
@@ -82,7 +81,7 @@ class EvictionState:
     def bytes_per_slot(config: RaasConfig, shape: StateShape) -> int:
         """Device memory that one more request row costs."""
         sizes = _sizes(config, shape, 1, torch.device("cpu"))
-        kinds = EvictionBuffers, StepBuffers
+        kinds = RequestTables, EvictionBuffers, StepBuffers
         return sum(kind.num_bytes(sizes, shape.query_dtype) for kind in kinds)
 
     @staticmethod
@@ -106,13 +105,12 @@ class EvictionState:
             "budgets": budgets,
             "periods": [p.period(budget) for p, budget in zip(policies, budgets, strict=True)],
             "first_steps": [s.generated_len for s in states],
+            "capacities": [s.capacity for s in states],
         }
-        columns = [*(asked[name] for name in RequestTables.declared())]
-        columns.append([s.capacity for s in states])
-        values = torch.tensor(columns, dtype=torch.int64).to(self.device, non_blocking=True)
+        columns = [asked[name] for name in RequestTables.declared()]
+        values = torch.tensor(columns, dtype=torch.int32).to(self.device, non_blocking=True)
         index = torch.tensor(slots, dtype=torch.int64).to(self.device, non_blocking=True)
-        self._tables[:, index] = values[:-1].int()
-        self.capacities[index] = values[-1]
+        self._tables[:, index] = values
         self.slots_changed()
 
     def begin_step(
@@ -181,7 +179,7 @@ class EvictionState:
         Returns:
             [B] of the dtype of ``seq_lens``, beside them, no synchronisation.
         """
-        return torch.minimum(seq_lens, self.capacities[req_pool_indices].to(seq_lens.dtype))
+        return torch.minimum(seq_lens, self._capacities[req_pool_indices].to(seq_lens.dtype))
 
 
 def _sizes(
@@ -191,6 +189,7 @@ def _sizes(
     return {
         "Y": shape.layers,
         "R": rows,
+        "B": rows,
         "M": rows,
         "H": shape.heads,
         "Hq": shape.query_heads,

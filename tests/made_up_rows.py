@@ -135,6 +135,7 @@ class Rows:
                 budgets=padded(self.budgets).int(),
                 periods=padded(self.periods).int(),
                 first_steps=padded(self.first_steps).int(),
+                capacities=padded(self.prompt + self.budgets).int(),
             ),
         )
 

@@ -116,6 +116,7 @@ class Workload:
                 budgets=column(self.budget),
                 periods=column(self.period),
                 first_steps=column(0),
+                capacities=column(PROMPT_LEN + self.budget),
             ),
         )
 

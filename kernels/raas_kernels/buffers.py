@@ -38,6 +38,12 @@ class RequestTables(Record):
         "Generated tokens that were prefilled when the request was admitted last, 0 unless it was "
         "retracted; of earlier steps there are no queries.",
     )
+    capacities: torch.Tensor = tensor(
+        "B",
+        INT,
+        "admission",
+        "Resident length at which the request stops growing: P + L, or more than any length.",
+    )
 
     @classmethod
     def of(cls, stacked: torch.Tensor) -> Self:

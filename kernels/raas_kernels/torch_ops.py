@@ -139,6 +139,7 @@ class _Rows(NamedTuple):
     budgets: torch.Tensor
     periods: torch.Tensor
     first_steps: torch.Tensor
+    capacities: torch.Tensor
 
     def where(self, mask: torch.Tensor) -> "_Rows":
         return _Rows._make(column[mask] for column in self)

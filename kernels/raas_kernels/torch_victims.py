@@ -27,6 +27,7 @@ class Row(NamedTuple):
     budget: int
     period: int
     first_step: int
+    capacity: int
 
 
 class Heads(NamedTuple):

@@ -12,7 +12,7 @@ from raas_kernels import Policy
 from raas_sglang.life.options import RequestOptions
 
 REPORT_FIELDS = ("kv_policy", "kv_budget", "logical_tokens", "resident_tokens", "evicted_tokens")
-NO_LIMIT = 2**62
+NO_LIMIT = 2**31 - 1  # which tables of int32 can hold
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ def listed(device, policies, prompt_lens, budgets, steps):
         budgets=column(budgets),
         periods=column(periods),
         first_steps=unused,
+        capacities=unused,
     )
     batch = DecodeBatch(
         req_pool_indices=unused,

@@ -63,6 +63,7 @@ class Engine:
             budgets=column(r.budget for r in requests),
             periods=column(r.kind.period(r.budget) for r in requests),
             first_steps=column(r.first_step for r in requests),
+            capacities=column(r.prompt_len + r.budget for r in requests),
         )
         self._poison()
         self._lay_out()
