@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang.srt.arg_groups.overrides import attention_backends_of, resolving_view
 from sglang.srt.environ import EnvBool, envs
+from sglang.srt.model_executor.cuda_graph_config import Backend
 
 from raas_patches.backends import DECODE_BACKENDS
 
@@ -151,6 +152,17 @@ REFUSALS = (
         "--debug-cuda-graph",
         _is_set("debug_cuda_graph"),
         "remove it: it runs each step with the rows of the graph that was captured last",
+    ),
+    Refusal(
+        "--cuda-graph-backend-decode",
+        lambda chosen: (
+            chosen.cuda_graph_config is not None
+            and chosen.cuda_graph_config.decode.backend == Backend.BREAKABLE
+        ),
+        "use full or disabled: a broken graph ends while slots are still being claimed",
+    ),
+    Refusal(
+        "--enable-return-aux-hidden-states", _is_set("enable_return_aux_hidden_states"), "remove it"
     ),
     Refusal(
         "--enable-torch-compile",

@@ -10,6 +10,12 @@ from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
 from sglang.srt.managers.io_struct import AttachHiCacheStorageReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache import allocation
+from sglang.srt.model_executor.cuda_graph_config import (
+    Backend,
+    Phase,
+    default_cuda_graph_config,
+    with_phase,
+)
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 from sglang.srt.server_args import ServerArgs
 
@@ -179,27 +185,48 @@ def test_scales_that_attention_does_not_know_are_refused():
     assert refused_settings(arguments(quantization_param_path="scales.json")) == []
 
 
+BROKEN = with_phase(default_cuda_graph_config(), Phase.DECODE, backend=Backend.BREAKABLE)
+HIERARCHICAL = {**GPU, "enable_hierarchical_cache": True}
+FP8_ON_GPU = {**GPU, "kv_cache_dtype": "fp8_e4m3"}
+# Arguments with which a setting is refused, where they are more than that it is set.
+REFUSED = {
+    "--speculative-algorithm": [{"speculative_algorithm": "EAGLE"}],
+    "--disaggregation-mode": [{"disaggregation_mode": "prefill"}],
+    "--kv-cache-dtype": [
+        {"kv_cache_dtype": "fp8_e4m3"},
+        *({**GPU, "kv_cache_dtype": name} for name in ("fp8_e5m2", "mxfp8", "nvfp4")),
+    ],
+    "--quantization-param-path": [{**FP8_ON_GPU, "quantization_param_path": "scales.json"}],
+    "--mamba-radix-cache-strategy": [{"mamba_radix_cache_strategy": "extra_buffer_lazy"}],
+    "--hicache-write-policy": [{**HIERARCHICAL, "hicache_write_policy": "write_through_selective"}],
+    "--hicache-storage-backend": [{"hicache_storage_backend": "file"}],
+    "--moe-a2a-backend": [{"moe_a2a_backend": "deepep", "tp_size": 2}],
+    "--moe-dense-tp-size": [{"moe_dense_tp_size": 1, "tp_size": 2}],
+    "--cuda-graph-backend-decode": [{"cuda_graph_config": BROKEN}],
+    "--kv-canary": [{"kv_canary": "log"}],
+    "--attention-backend": [{"attention_backend": "intel_amx"}],
+    "--decode-attention-backend": [{**GPU, "decode_attention_backend": "fa3"}],
+    "--device": [{"device": "xpu"}],
+}
+
+
+def triggers(refusal):
+    """Arguments that are refused for the setting: those above, or the flag itself."""
+    name = refusal.flag.removeprefix("--").replace("-", "_")
+    return REFUSED.get(refusal.flag, [{name: 2 if name.endswith(COUNTS) else True}])
+
+
+COUNTS = ("_size", "_num", "nnodes", "_port")
+
+
 @pytest.mark.parametrize(
     ("flag", "changes"),
     [
-        ("--speculative-algorithm", {"speculative_algorithm": "EAGLE"}),
-        ("--disaggregation-mode", {"disaggregation_mode": "prefill"}),
-        ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e4m3"}),
-        ("--kv-cache-dtype", {"kv_cache_dtype": "fp8_e5m2"}),
-        ("--kv-cache-dtype", {"kv_cache_dtype": "mxfp8"}),
-        ("--kv-cache-dtype", {"kv_cache_dtype": "nvfp4"}),
-        ("--enable-page-major-kv-layout", {"enable_page_major_kv_layout": True}),
-        ("--enable-mixed-chunk", {"enable_mixed_chunk": True}),
-        ("--enable-streaming-session", {"enable_streaming_session": True}),
-        ("--enable-hierarchical-cache", {"enable_hierarchical_cache": True}),
-        ("--hicache-storage-backend", {"hicache_storage_backend": "file"}),
-        ("--enable-return-routed-experts", {"enable_return_routed_experts": True}),
-        ("--debug-cuda-graph", {"debug_cuda_graph": True}),
-        ("--enable-torch-compile", {"enable_torch_compile": True}),
-        ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
-        ("--pp-size", {"pp_size": 2}),
-        ("--nnodes", {"nnodes": 2}),
-        ("--attention-backend", {"attention_backend": "intel_amx"}),
+        pytest.param(flag, changes, id=f"{flag} {i}")
+        for flag, found in {
+            refusal.flag: triggers(refusal) for refusal in REFUSALS if refusal.flag.startswith("--")
+        }.items()
+        for i, changes in enumerate(found)
     ],
 )
 def test_an_unsupported_setting_is_refused_by_name(flag, changes):
