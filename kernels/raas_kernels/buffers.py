@@ -51,9 +51,17 @@ class RequestTables(Record):
         return cls(**dict(zip(cls.declared(), stacked.unbind(), strict=True)))
 
 
+# Arguments of kernels. Where the tables of a batch begin depends on its rows, and Triton would
+# compile a kernel again, in the middle of serving, for addresses that are multiples of 16.
+TABLES = tuple(f"{name}_ptr" for name in RequestTables.declared())
+
+
 @record
 class EvictionBuffers(Record):
-    """Eviction state, of all layers or of one (then without the dimension Y)."""
+    """Eviction state, of all layers or of one (then without the dimension Y).
+
+    Of a request that is resumed, admission writes births, weights, norms and victims anew.
+    """
 
     births: torch.Tensor = tensor(
         "Y R H N", INT, "claim_slots", "Step that generated the token in each place; unique."

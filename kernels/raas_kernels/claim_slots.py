@@ -7,7 +7,7 @@ its victim, the page table), and here the layers wait for them together, not in 
 import triton
 import triton.language as tl
 
-from raas_kernels.buffers import EvictionBuffers, StepBuffers, require_rows
+from raas_kernels.buffers import TABLES, EvictionBuffers, StepBuffers, require_rows
 from raas_kernels.layout import PAPER_PAGE, DecodeBatch, StepOptions
 from raas_kernels.record import agreed
 from raas_kernels.select import RAAS, RAAS_PAPER, RANDOM, WINDOW, mixed
@@ -46,7 +46,7 @@ def claim_slots(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=TABLES)
 def _claim_slots_kernel(
     targets_ptr,
     places_ptr,

@@ -11,7 +11,7 @@ the other, and keeps its logits in scratch of its own until it has chosen.
 import triton
 import triton.language as tl
 
-from raas_kernels.buffers import EvictionBuffers, ScoreScratch, StepBuffers, require_rows
+from raas_kernels.buffers import TABLES, EvictionBuffers, ScoreScratch, StepBuffers, require_rows
 from raas_kernels.choose_victims import h2o_victim, paper_victim, raas_victims
 from raas_kernels.due_rows import list_due_rows
 from raas_kernels.layout import (
@@ -24,16 +24,11 @@ from raas_kernels.layout import (
     StepOptions,
 )
 from raas_kernels.record import agreed
+from raas_kernels.score_launch import launch_options
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
 
 _TILE_TOKENS = 64  # of 16-bit numbers; of wider ones fewer fit
 _LEAST_COLUMNS = 16  # of a matrix product
-# Slots come two tiles ahead and their keys one; with fewer stages keys would be waited for.
-STAGES = 5
-_WIDE_STAGES = 2  # of keys of which no more fit into shared memory
-_WIDE_KEY = 512  # bytes
-# Of a thread that multiplies float8. It would take more, and fewer programs than there are fit.
-REGISTERS = 168
 _LOGITS = 2048  # that are looked at together, once all are there
 _ALIGNMENT = tl.constexpr(ALIGNMENT)
 
@@ -60,8 +55,7 @@ def score_tokens(
     list_due_rows(scratch, batch)
     layers, heads, head_dim, most = (sizes[letter] for letter in ("Y", "H", "D", "N"))
     group, block_tokens = sizes["Hq"] // heads, triton.next_power_of_2(most)
-    members, warps = triton.next_power_of_2(group), 4 if block_tokens <= 8192 else 8
-    is_limited = cache.is_cuda and cache.element_size() == 1 and warps == 4
+    members = triton.next_power_of_2(group)
     _score_tokens_kernel[(min(sizes["G"], rows * layers * heads),)](
         **scratch.pointers(),
         pointers_ptr=keys.pointers,
@@ -93,13 +87,11 @@ def score_tokens(
         VICTIMS=sizes["V"],
         # The interpreter would multiply the bits of bfloat16.
         WIDE=cache.device.type == "cpu" or step.queries.element_size() > 2,
-        num_warps=warps,
-        num_stages=STAGES if head_dim * cache.element_size() <= _WIDE_KEY else _WIDE_STAGES,
-        **({"maxnreg": REGISTERS} if is_limited else {}),
+        **launch_options(cache, block_tokens),
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=TABLES)
 def _score_tokens_kernel(
     due_rows_ptr,
     due_count_ptr,

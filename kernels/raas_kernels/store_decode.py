@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from raas_kernels.buffers import EvictionBuffers, StepBuffers, require_rows
+from raas_kernels.buffers import TABLES, EvictionBuffers, StepBuffers, require_rows
 from raas_kernels.layout import MEMORY, UNSCALED, DecodeBatch, KVScales
 from raas_kernels.record import agreed
 from raas_kernels.select import H2O, RAAS, RAAS_PAPER
@@ -105,7 +105,7 @@ def _check_inputs(
         raise ValueError(f"queries must be {q.dtype} as q, got {step.queries.dtype}")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=TABLES)
 def _store_decode_kernel(
     q_ptr,
     k_ptr,

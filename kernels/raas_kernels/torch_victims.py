@@ -69,9 +69,7 @@ def raas_victims(
     importance = logits.log_softmax(2).logsumexp(1) - AGEING * age
     importance = importance + heads.value_norms.clamp(min=1e-30).log()
     heads.weights.copy_(importance)
-    importance = importance.nan_to_num(-math.inf).masked_fill(
-        heads.newest(row, row.budget // 4), math.inf
-    )
+    importance = _ordered(importance).masked_fill(heads.newest(row, row.budget // 4), math.inf)
     least = importance.sort(stable=True, dim=1).indices
     heads.victims[:, : row.period] = least[:, : row.period].int()
 
@@ -82,7 +80,7 @@ def paper_victim(row: Row, logits: torch.Tensor, heads: Heads) -> None:
     if pages == 0:
         return
     held = pages * PAPER_PAGE
-    scores = logits.amax(1)[:, :held].reshape(-1, pages, PAPER_PAGE).amax(2)
+    scores = _ordered(logits).amax(1)[:, :held].reshape(-1, pages, PAPER_PAGE).amax(2)
     births = heads.births[:, :held:PAPER_PAGE].long()
     candidate = births < row.step // PAPER_PAGE * PAPER_PAGE
     ranks = (
@@ -100,7 +98,10 @@ def paper_victim(row: Row, logits: torch.Tensor, heads: Heads) -> None:
 def h2o_victim(row: Row, logits: torch.Tensor, heads: Heads) -> None:
     """Adds what attention gave to each token; gives up the least of all."""
     heads.weights.add_(logits.softmax(2)[..., row.prompt_len :].mean(1))
-    mass = heads.weights.nan_to_num(-math.inf).masked_fill(
-        heads.newest(row, row.budget // 2), math.inf
-    )
+    mass = _ordered(heads.weights).masked_fill(heads.newest(row, row.budget // 2), math.inf)
     heads.victims[:, 0] = mass.argmin(1).int()
+
+
+def _ordered(values: torch.Tensor) -> torch.Tensor:
+    """Values to be compared: a NaN is below all."""
+    return values.nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)

@@ -182,6 +182,9 @@ def _unequal(layers: list[RadixAttention]) -> Iterator[str]:
         values = sorted({getattr(layer, attribute) for layer in layers})
         if len(values) > 1:
             yield f"{attribute} that differs by layer ({', '.join(map(str, values))})"
+    sizes = sorted({(layer.qk_head_dim, layer.v_head_dim) for layer in layers})
+    if any(of_key != of_value for of_key, of_value in sizes):
+        yield f"keys and values of different sizes ({', '.join(map(str, sizes))})"
 
 
 def _not_one_each(layers: list[RadixAttention], expected: tuple[int, ...]) -> Iterator[str]:

@@ -57,8 +57,9 @@ def parts(record):
 ROUNDED = {"value_norms": 1e-5}
 ROUNDED |= dict.fromkeys(("query_means", "query_variances", "key_means", "key_variances"), 1e-4)
 WEIGHT = 1e-4
-# Of raas on a GPU, with keys of at most 16 bits. They are multiplied exactly, but a mean, a
-# variance and the square of a key's distance from the mean key are rounded to 16 bits first.
+# Of raas on a GPU, with keys of at most 16 bits. A mean, a variance and the square of a key's
+# distance from the mean key are rounded to 16 bits first; so are scaled queries of the others, but
+# where the scaling is a power of two, as here.
 IMPORTANCE = 0.05
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import triton
@@ -10,7 +11,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from raas_kernels import claim_slots, due_rows, score_tokens, store_decode
+from raas_kernels import (
+    RequestTables,
+    claim_slots,
+    due_rows,
+    score_launch,
+    score_tokens,
+    store_decode,
+)
 from raas_sglang.state import PROGRAMS_PER_PROCESSOR
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -29,7 +37,7 @@ SCALARS = dict.fromkeys(
 # As they are launched; Triton's defaults would be another kernel.
 LAUNCHED = {
     "list_due_rows": {},
-    "score_tokens": {"num_warps": 4, "num_stages": score_tokens.STAGES},
+    "score_tokens": {"num_warps": 4, "num_stages": score_launch.STAGES},
 }
 SCALES = ("k_scale", "v_scale", "key_scales_ptr")
 QUANTISED = {
@@ -70,10 +78,11 @@ def ptx(name, is_quantised=False):
     return compiled(name, is_quantised).asm["ptx"]
 
 
-def compiled(name, is_quantised=False):
+def compiled(name, is_quantised=False, target=HOPPER, sizes=None, options=None):
     """Compiles a kernel as for tensors and strides of a model, which are multiples of 16."""
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter has no compiler"
     kernel, constants = KERNELS[name]
+    constants = constants | (sizes or {})
     assert set(constants) == {p.name for p in kernel.params if p.is_constexpr}
     known = {**POINTERS, **SCALARS, **(QUANTISED if is_quantised else {})}
     if not is_quantised:
@@ -86,12 +95,21 @@ def compiled(name, is_quantised=False):
         (place,): [["tt.divisibility", 16]]
         for place, arg in enumerate(kernel.arg_names)
         if (types[arg] != "constexpr" and arg.endswith("_ptr")) or arg.startswith("stride_")
+        if not kernel.params[place].do_not_specialize_on_alignment
     }
     source = ASTSource(kernel, signature=types, constexprs=places, attrs=aligned)
-    options = LAUNCHED.get(name, {"num_warps": 1})
+    options = options or LAUNCHED.get(name, {"num_warps": 1})
     if is_quantised and name == "score_tokens":
-        options = options | {"maxnreg": score_tokens.REGISTERS}
-    return triton.compile(source, target=HOPPER, options=options)
+        options = options | {"maxnreg": score_launch.REGISTERS}
+    return triton.compile(source, target=target, options=options)
+
+
+@pytest.mark.parametrize("name", ["claim_slots", "store_decode", "score_tokens"])
+def test_a_kernel_is_not_compiled_again_for_batches_of_another_size(name):
+    """The tables of a batch are rows of one tensor, so they begin at other multiples of 4 bytes."""
+    kernel, _ = KERNELS[name]
+    aligned = {p.name for p in kernel.params if not p.do_not_specialize_on_alignment}
+    assert not aligned & {f"{table}_ptr" for table in RequestTables.declared()}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -121,9 +139,23 @@ def test_as_many_programs_fit_as_are_launched(is_quantised, tmp_path):
     assert " 0 bytes spill stores" in said
 
 
+@pytest.mark.parametrize(("capability", "shared"), [(89, 99 * 1024), (90, 227 * 1024)])
+def test_keys_of_large_heads_fit_into_the_shared_memory_of_a_gpu(capability, shared, monkeypatch):
+    gpu = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    keys = SimpleNamespace(shape=(1, 4, 256), element_size=lambda: 2, is_cuda=True, device="cuda")
+    kernel = compiled(
+        "score_tokens",
+        target=GPUTarget("cuda", capability, 32),
+        sizes={"HEAD_DIM": 256, "BLOCK_DIM": 256},
+        options=score_launch.launch_options(keys, 1024),
+    )
+    assert kernel.metadata.shared <= shared
+
+
 def test_keys_of_a_quantised_cache_are_read_in_whole_vectors():
     code = ptx("score_tokens", is_quantised=True)
-    assert f".maxnreg {score_tokens.REGISTERS}" in code
+    assert f".maxnreg {score_launch.REGISTERS}" in code
     assert not re.search(r"ld\.global\S*\.[bsu]8\b", code)
 
 

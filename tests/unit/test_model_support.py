@@ -81,6 +81,11 @@ def test_all_layers_of_another_kind_are_refused_as_well():
         require_model(SomeForCausalLM(*windows), CONFIG, pool())
 
 
+def test_values_of_another_size_than_keys_are_refused():
+    with pytest.raises(RuntimeError, match=r"keys and values of different sizes \(\(64, 32\)\)"):
+        require_model(SomeForCausalLM(*[{"v_head_dim": 32}] * LAYERS), CONFIG, pool())
+
+
 def test_attention_sinks_are_refused():
     with pytest.raises(RuntimeError, match="attention sinks"):
         require_model(SomeForCausalLM(), SimpleNamespace(has_attention_sinks=True), pool())
