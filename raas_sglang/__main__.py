@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.cpu import cpu_environment, hide_gpu
+from raas_sglang.patches import patches
 
 _CPU_VARIABLES = ("SGLANG_USE_CPU_ENGINE", "PYTHONPATH", "OMP_NUM_THREADS", "TRITON_INTERPRET")
 # SGLang brings these; a report of a fault needs to name them.
@@ -121,10 +122,10 @@ def _sglang() -> Row:
 
 def _seams(deep: bool) -> list[Row]:
     try:
-        from raas_patches.check import played, rows
+        check = patches("check")
     except (ImportError, AttributeError) as error:
         return [("raas_patches", "WRONG", f"cannot be imported ({error})")]
-    return [*rows(), *(played() if deep else ())]
+    return [*check.rows(), *(check.played() if deep else ())]
 
 
 def _version(package: str) -> str | None:

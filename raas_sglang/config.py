@@ -9,6 +9,7 @@ from raas_kernels.layout import BUDGET_UNIT, LARGEST_BUDGET
 from raas_sglang.policies import POLICIES
 
 POLICY_NAMES = tuple(POLICIES)
+DECODE_BACKENDS = {"cpu": "torch_native", "cuda": "flashinfer"}  # SGLang's names, by device
 # Default of `--kv-trace-endpoint`: the stream holds texts, so no other machine may reach it.
 LOOPBACK = "tcp://127.0.0.1:5558"
 

@@ -12,13 +12,13 @@ Importing this module is enough: it prepares the client process, where no plugin
 lets ``sgl.Runtime`` take the settings of ``RaasConfig`` (``kv_policy="raas"``) as arguments.
 """
 
-from types import ModuleType
 from typing import Any
 
 import sglang as sgl
 from sglang.lang.ir import SglExpr, SglGen
 
 from raas_sglang.life.options import BUDGET_KEY, POLICY_KEY
+from raas_sglang.patches import patches
 
 
 def gen(
@@ -57,17 +57,11 @@ def gen(
             f"{' and '.join(choice)} must be used with generated text, got gen({name!r}, "
             "choices=...), which scores its choices and generates nothing; leave them out"
         )
-    _patches().require()
-    _patches().attach_choice(expr.sampling_params, choice)
+    hooks = patches("lang")
+    hooks.require()
+    hooks.attach_choice(expr.sampling_params, choice)
     return expr
 
 
-def _patches() -> ModuleType:
-    """What changes SGLang; imported late because it is built on this package."""
-    from raas_patches import lang
-
-    return lang
-
-
 # `sgl.Runtime` needs the hooks before any `gen` is called.
-_patches().install()
+patches("lang").install()

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-DECODE_BACKENDS = {"cpu": "torch_native", "cuda": "flashinfer"}
-
 
 def register_backends() -> None:
     """Replaces the backends that RaaS supports, in this process."""

@@ -63,21 +63,14 @@ def install_always() -> None:
     """Registers the hooks that every process has; `load_plugins` applies them afterwards.
 
     A seam that is not as tested is left alone, so that SGLang without a policy runs as it would
-    without the plugin; with a policy `require_seams` refuses, or the flag does not exist.
+    without the plugin; with a policy `require_seams` refuses.
     """
-    wrong_version = version_problem()
-    if wrong_version:
-        logger.warning("--kv-policy is not available: %s", wrong_version)
-        return
     for verdict in verify(ALWAYS):
         if verdict.problem:
             name = verdict.seam.name
             logger.warning("--kv-policy will be refused: %s is %s", name, verdict.problem)
         else:
             verdict.seam.install()
-    from raas_patches.server_args import declare_settings  # which installs through this module
-
-    declare_settings()
 
 
 def verify(modules: tuple[str, ...] = ALWAYS + WITH_POLICY + WITH_TRACE) -> list[Verdict]:

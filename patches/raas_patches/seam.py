@@ -102,7 +102,7 @@ def version_problem() -> str | None:
         return None
     return (
         f"RaaS must run on sglang=={SUPPORTED_SGLANG}, the version it was tested with, got "
-        f"{sglang.__version__}; install that version"
+        f"{sglang.__version__}; install that version: pip install sglang=={SUPPORTED_SGLANG}"
     )
 
 

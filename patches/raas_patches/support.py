@@ -7,7 +7,7 @@ from sglang.srt.arg_groups.overrides import attention_backends_of, resolving_vie
 from sglang.srt.environ import EnvBool, envs
 from sglang.srt.model_executor.cuda_graph_config import Backend
 
-from raas_patches.backends import DECODE_BACKENDS
+from raas_sglang.config import DECODE_BACKENDS
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs

@@ -15,7 +15,7 @@ import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 import raas_patches.seam
-from raas_patches import installation, scheduler_start, without_policy
+from raas_patches import installation, plugin, scheduler_start, without_policy
 from raas_sglang.cpu import cpu_environment
 
 TESTS = Path(__file__).parents[1]
@@ -92,11 +92,20 @@ def test_another_sglang_is_left_alone(monkeypatch):
     touched = []
     monkeypatch.setattr(raas_patches.seam.Seam, "install", touched.append)
     monkeypatch.setattr("raas_patches.server_args.declare_settings", lambda: touched.append(None))
-    installation.install_always()
+    plugin.register()
     assert touched == []
+
+
+def test_another_sglang_refuses_a_policy_by_name(monkeypatch):
+    """SGLang would print its usage, and that it does not know the flag."""
+    monkeypatch.setattr(raas_patches.seam.sglang, "__version__", "0.5.18")
+    monkeypatch.setattr("sys.argv", ["launch_server", "--kv-policy=raas"])
+    with pytest.raises(SystemExit, match=r"got 0.5.18; .*: pip install sglang==0.5.23$"):
+        plugin.register()
 
 
 def test_the_package_brings_one_plugin():
     """A mend for the bundled model must not load for everybody."""
     found = importlib.metadata.distribution("raas-sglang").entry_points
-    assert [entry.value for entry in found] == ["raas_patches.plugin:register"]
+    loaded = [entry.value for entry in found if entry.group.startswith("sglang")]
+    assert loaded == ["raas_patches.plugin:register"]
