@@ -66,6 +66,8 @@ BAD = [
     Bad("a session of an unknown kind", {**TEXT, "session_params": {"size": 5}}),
     Bad("short embeddings", {"input_embeds": [[0.5] * 3]}),
     Bad("no token ids", {"input_ids": []}),
+    Bad("no token ids beside some", {"input_ids": [[], [5, 6]]}),
+    Bad("an empty text", {"text": ""}),
     Bad("token ids beyond the vocabulary", {"input_ids": [5, 10**6]}),
     Bad("negative token ids", {"input_ids": [5, -3]}),
     Bad("a word among token ids", {"input_ids": [5, "v3"]}),

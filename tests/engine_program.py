@@ -10,18 +10,17 @@ from reasoner import REASONER
 
 def main() -> None:
     asked = problem(18)
-    engine = sgl.Engine(
-        model_path=str(REASONER),
-        device="cpu",
-        attention_backend="torch_native",
-        dtype="bfloat16",
-        max_total_tokens=8000,
-        max_running_requests=4,
-        skip_server_warmup=True,
-        kv_policy="raas",
-        kv_budget=64,
-        kv_max_budget=256,
-    )
+    common = {
+        "model_path": str(REASONER),
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "dtype": "bfloat16",
+        "max_total_tokens": 8000,
+        "max_running_requests": 4,
+        "skip_server_warmup": True,
+    }
+    plain = sgl.Engine(**common)
+    engine = sgl.Engine(**common, kv_policy="raas", kv_budget=64, kv_max_budget=256)
     params = {"temperature": 0, "max_new_tokens": 300}
     choices = ({}, {"kv_policy": "dense"}, {"kv_budget": 256}, {"kv_policy": "window"})
     answers = engine.generate(
@@ -34,8 +33,11 @@ def main() -> None:
     except ValueError as error:
         refusal = str(error)
     after = engine.generate(asked.prompt, {**params, "custom_params": choices[1]})
-    engine.shutdown()
-    print(json.dumps({"answers": answers, "refusal": refusal, "after": after["text"]}))
+    without = plain.generate(asked.prompt, params)
+    for each in (engine, plain):
+        each.shutdown()
+    said = {"answers": answers, "refusal": refusal, "after": after["text"], "without": without}
+    print(json.dumps(said))
 
 
 if __name__ == "__main__":  # the engine starts processes that import this file

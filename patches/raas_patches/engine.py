@@ -11,59 +11,45 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
 from sglang.srt.plugins.hook_registry import HookType
 
-from raas_patches.active import attach_pool_tokens
+from raas_patches.active import attach_pool_tokens, config_of
 from raas_patches.seam import Seam
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 
-def wait_for_scheduler_ready(infos: list[dict[str, Any]], *_: Any) -> list[dict[str, Any]]:
-    """After `_wait_for_scheduler_ready`: refuses a scheduler that runs without the policy.
+def set_startup_time(
+    tokenizer_manager: "TokenizerManager", scheduler_init_result: Any, startup_tic: float
+) -> None:
+    """Before `Engine._set_startup_time`: schedulers have the policy; the pool's size is noted.
 
-    A data-parallel controller reports for its schedulers in words of its own; each of them has
-    verified itself.
+    SGLang has in hand what they report, and has loaded plugins by then in every process that
+    serves. A data-parallel controller reports for its schedulers in words of its own; each of them
+    has verified itself.
 
     Raises:
         RuntimeError: a scheduler did not load the plugin.
     """
+    if config_of(tokenizer_manager.server_args) is None:
+        return
+    infos = scheduler_init_result.scheduler_infos
     for index, info in enumerate(infos):
         if "kv_policy" not in info and SCHEDULER_PIDS_ARG not in info:
             raise RuntimeError(
                 f"--kv-policy must run in every scheduler process, scheduler {index} did not load "
                 "the plugin; start all processes in one environment, with one SGLANG_PLUGINS"
             )
-    return infos
-
-
-def set_startup_time(
-    tokenizer_manager: "TokenizerManager", scheduler_init_result: Any, startup_tic: float
-) -> None:
-    """Before `Engine._set_startup_time`: the tokenizer manager learns the pool's size.
-
-    SGLang has both in hand there, and has loaded plugins by then in every process that serves.
-    """
-    infos = scheduler_init_result.scheduler_infos
     attach_pool_tokens(tokenizer_manager, infos[0]["max_total_num_tokens"])
 
 
 SEAMS = (
     Seam(
-        "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
-        HookType.AFTER,
-        wait_for_scheduler_ready,
-        ("scheduler_pipe_readers", "scheduler_procs"),
-        "refuses a scheduler that did not load the plugin",
-        "SGLang stops a process whose plugin failed",
-        "tests/unit/test_seams.py::test_a_scheduler_without_the_plugin_is_refused",
-    ),
-    Seam(
         "sglang.srt.entrypoints.engine.Engine._set_startup_time",
         HookType.BEFORE,
         set_startup_time,
         ("tokenizer_manager", "scheduler_init_result", "startup_tic"),
-        "tells the tokenizer manager how many tokens the pool holds",
-        "SGLang checks prompts against the pool before it answers",
+        "refuses a scheduler without the plugin, and notes how many tokens the pool holds",
+        "SGLang stops a process whose plugin failed, and checks prompts before it answers",
         "tests/server/test_small_pool.py::test_a_refusal_comes_before_the_answer",
     ),
 )

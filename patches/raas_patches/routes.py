@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from sglang.srt.plugins.hook_registry import HookType
 from starlette.middleware import Middleware
 
-from raas_patches.active import required_config
+from raas_patches.active import config_of
 from raas_patches.exchange_middleware import ExchangeMiddleware
 from raas_patches.refused_streams import RefusedStreams
 from raas_patches.seam import Seam
@@ -62,7 +62,9 @@ def setup_and_run_http_server(
     """Before `_setup_and_run_http_server`: the application is complete and not yet running."""
     from sglang.srt.entrypoints.http_server import app
 
-    follow(app, required_config(server_args), tokenizer_manager.context_len)
+    config = config_of(server_args)
+    if config is not None:
+        follow(app, config, tokenizer_manager.context_len)
 
 
 def follow(app: FastAPI, config: RaasConfig, context_len: int) -> None:

@@ -39,6 +39,8 @@ def require_sound(
         ValueError: something is wrong with it; the text is meant for the client.
     """
     config = self.model_config
+    if input_ids is not None and not input_ids and not obj.contains_mm_input():
+        raise ValueError("the input must have at least one token, got none; send a prompt")
     sampling_params = _known_parameters(self, params)
     _refuse_beyond_range(obj, sampling_params, input_ids, config.vocab_size)
     _refuse_other_session_params(obj.session_params or {})

@@ -1,5 +1,7 @@
 """`sglang.srt.managers.tokenizer_manager`: request parameters in, the report out.
 
+A process may have engines with a policy and without; the hooks leave the latter alone.
+
 Why: bad parameters must be a 400 before anything else sees them, and `meta_info` must say what
 happened. Remove when: SGLang lets plugins validate requests and add to `meta_info`.
 """
@@ -13,7 +15,7 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_schedule
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from raas_patches.active import pool_tokens_of, required_config
+from raas_patches.active import config_of, pool_tokens_of
 from raas_patches.output_streamer import REPORT_KEY
 from raas_patches.preference import with_preference
 from raas_patches.seam import Seam
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int]) -> None:
     """Before `_validate_one_request`: a `ValueError` here is the client's 400."""
-    if not isinstance(obj, GenerateReqInput):
+    config = config_of(self.server_args)
+    if config is None or not isinstance(obj, GenerateReqInput):
         return
     if not isinstance(obj.sampling_params, dict):
         kind = type(obj.sampling_params).__name__
@@ -38,7 +41,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     length = len(obj.input_embeds or ()) if input_ids is None else len(input_ids)
     options = parse_options(
         params.get("custom_params"),
-        required_config(self.server_args),
+        config,
         self.context_len,
         limit if isinstance(limit, int) else None,
         length,
@@ -80,6 +83,9 @@ def update_request_meta_info(
     finish_reason: dict[str, Any] | None,
 ) -> None:
     """Around it: the report is that of this message; SGLang joins the rest of all messages."""
+    if config_of(self.server_args) is None:
+        original(self, meta_info, state, customized_info, index, finish_reason)
+        return
     rest = {key: values for key, values in customized_info.items() if key != REPORT_KEY}
     original(self, meta_info, state, rest, index, finish_reason)
     meta_info.update(customized_info[REPORT_KEY][index])
@@ -96,6 +102,8 @@ def handle_abort_finish_reason(
 
     SGLang would send a token that nobody generated.
     """
+    if config_of(self.server_args) is None:
+        return original(self, out, state, is_stream)
     meta_info = out["meta_info"]
     is_bad = meta_info["finish_reason"].get("status_code") == HTTPStatus.BAD_REQUEST
     is_first = _FIRST_SENT in meta_info

@@ -1,4 +1,4 @@
-"""`sgl.Engine`: the flags as keyword arguments, the choice of each request, the 400 as an error."""
+"""`sgl.Engine`: flags as arguments, the choice of each request, errors, two in a process."""
 
 import json
 import os
@@ -36,3 +36,6 @@ def test_engine():
     assert result["answers"][1]["text"] == result["answers"][2]["text"] == right
     assert "kv_budget must be a multiple of 16 tokens, got 101" in result["refusal"]
     assert result["after"] == right, "a refused request disturbs nobody"
+    # An engine without a policy, which was there before.
+    assert result["without"]["text"] == right
+    assert "kv_policy" not in result["without"]["meta_info"]

@@ -22,7 +22,8 @@ from sglang.srt.server_args import ServerArgs
 import raas_patches.seam
 from conftest import refusal
 from raas_patches import installation, scheduler, tested
-from raas_patches.engine import wait_for_scheduler_ready
+from raas_patches.active import pool_tokens_of
+from raas_patches.engine import set_startup_time
 from raas_patches.fingerprint import fingerprint
 from raas_patches.seam import Seam
 from raas_patches.support import REFUSALS, refused_settings
@@ -283,9 +284,21 @@ def test_the_server_refuses_to_start_with_one_sentence():
     assert last.startswith("error: --kv-policy does not work together with --enable-mixed-chunk; ")
 
 
+def started(*infos, kv_policy="raas"):
+    """A tokenizer manager whose schedulers have reported."""
+    manager = SimpleNamespace(server_args=SimpleNamespace(kv_policy=kv_policy))
+    ready = [{"status": "ready", "max_total_num_tokens": 99, **info} for info in infos]
+    set_startup_time(manager, SimpleNamespace(scheduler_infos=ready), 0.0)
+    return manager
+
+
 def test_a_scheduler_without_the_plugin_is_refused():
-    ready = {"status": "ready"}
-    infos = [{**ready, "kv_policy": "raas"}, {**ready, SCHEDULER_PIDS_ARG: []}]
-    assert wait_for_scheduler_ready(infos) == infos
+    infos = {"kv_policy": "raas"}, {SCHEDULER_PIDS_ARG: []}
+    assert pool_tokens_of(started(*infos)) == 99
     with pytest.raises(RuntimeError, match="scheduler 2 did not load the plugin"):
-        wait_for_scheduler_ready([*infos, ready])
+        started(*infos, {})
+
+
+def test_an_engine_without_a_policy_needs_no_plugin_in_its_schedulers():
+    """The hooks of an engine before it in the process are still there."""
+    started({}, kv_policy=None)
