@@ -164,6 +164,8 @@ class _Reader:
 
     def _statement(self, node: ast.stmt, env: dict[str, Any], cls: type | None) -> None:
         if isinstance(node, ast.Assign):
+            for target in node.targets:
+                self._type(target, env)  # an attribute that is written is one of theirs as well
             self._bind(node.targets[0], self._type(node.value, env), env)
         elif isinstance(node, ast.AnnAssign):
             self._bind(node.target, annotated(node.annotation, self.names), env)
@@ -244,8 +246,10 @@ class _Reader:
             return None
         theirs = [base for base in owner.__mro__ if _is_theirs(base)]
         ours = [base for base in owner.__mro__ if _is_ours(base)]
+        named = any(node.attr in names_of(base) for base in theirs)
         known = node.attr.startswith("__") or any(_defines(base, node.attr) for base in ours)
-        if theirs and not known and not hasattr(owner, "__getattr__"):
+        # What a class makes up when it is asked cannot be missed.
+        if theirs and (named or not (known or hasattr(owner, "__getattr__"))):
             self.found.append((theirs[0], node.attr, node.lineno))
         return attribute_of(owner, node.attr)
 

@@ -14,6 +14,7 @@ _RESULTS = (
 )
 _CONTROLLER = "sglang.srt.managers.cache_controller.HiCacheController."
 _GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner."
+_UPDATER = "sglang.srt.layers.attention.flashinfer_backend.FlashInferIndicesUpdaterDecode."
 _FLASHINFER = "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper."
 
 WATCHED = (
@@ -85,6 +86,14 @@ WATCHED = (
 # Checked only where FlashInfer runs: importing it takes seconds.
 WITH_FLASHINFER = (
     Reliance(_GRAPHS + "capture_one_shape", "calls `capture_tail_hooks` inside the graph"),
+    Reliance(_UPDATER + "update", "is `update_single_wrapper` where no layer has a window"),
+    Reliance(
+        _UPDATER + "update_single_wrapper", "takes the lengths of rows from the batch it is given"
+    ),
+    Reliance(
+        _UPDATER + "call_begin_forward",
+        "copies as many slots of each row as its length says, and plans for the host's lengths",
+    ),
     Reliance(_FLASHINFER + "__init__", "allocates its plan, which we share between batch sizes"),
     Reliance(_FLASHINFER + "reset_workspace_buffer", "replaces the plan's buffers"),
     Reliance(_FLASHINFER + "plan", "hands all to `_plan_impl`"),

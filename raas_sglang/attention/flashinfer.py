@@ -37,6 +37,8 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
         **kwargs: As of `FlashInferAttnBackend`.
     """
 
+    decode_wrappers: list["Wrapper"]
+
     def __init__(self, model_runner: "ModelRunner", **kwargs: Any) -> None:
         is_deterministic = get_exec().deterministic.enable_deterministic_inference
         if kwargs.get("skip_prefill") and not is_deterministic:
@@ -51,7 +53,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Plans a forward pass that runs without a CUDA graph."""
         self._planned = None  # it overwrites the buffers of the graphs
-        is_decode, seen = forward_batch.forward_mode.is_decode(), forward_batch
+        seen, is_decode = forward_batch, forward_batch.forward_mode.is_decode()
         if is_decode:
             seen = self.with_resident_lens(forward_batch, self.resident_lens(forward_batch))
         with self._plan():

@@ -12,6 +12,7 @@ from raas_sglang.pool import RaasTokenToKVPool, require_pool
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.mem_cache.memory_pool import KVCache
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
@@ -26,11 +27,12 @@ class InPlaceDecode:
 
     rows: DecodeBatch
     side: SideStream
+    token_to_kv_pool: "KVCache"
 
     @property
     def pool(self) -> RaasTokenToKVPool:
         """SGLang's pool, which is ours."""
-        return require_pool(self.token_to_kv_pool)  # type: ignore[attr-defined]
+        return require_pool(self.token_to_kv_pool)
 
     def resident_lens(self, forward_batch: "ForwardBatch") -> torch.Tensor:
         """Resident lengths of a decode batch, on the host, [B] of the dtype of its own there.
@@ -38,6 +40,7 @@ class InPlaceDecode:
         A batch of no request, made up to warm up or to capture a graph, keeps its own lengths.
         """
         seq_lens: torch.Tensor = forward_batch.seq_lens_cpu
+        # The view of a batch that a graph is replayed with has none, and its requests are real.
         if getattr(forward_batch, "rids", ()) is None:
             return seq_lens
         return self.pool.state.step_lens(seq_lens)
@@ -51,7 +54,7 @@ class InPlaceDecode:
             forward_batch: The decode batch, left as it is.
             resident_lens: What `resident_lens` says of it.
         """
-        seen = copy(forward_batch)
+        seen: ForwardBatch = copy(forward_batch)
         seen.seq_lens_cpu = resident_lens
         seen.seq_lens_sum = int(resident_lens.sum())
         seen.seq_lens = self.pool.state.resident_lens(
