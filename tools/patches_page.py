@@ -12,20 +12,27 @@ _HEAD = """\
 
 <!-- Made by tools/generate.py out of the seams in patches/raas_patches; do not edit. -->
 
-Every place where SGLang behaves differently while the plugin is at work, and every function that it relies on without changing it. Each is recorded as it was tested; a server with `--kv-policy` refuses to start on anything else. `python -m raas_sglang check` compares all of it with the SGLang that is installed, [development.md](development.md#move-to-another-sglang) says what to do for another one.
+Every place where SGLang behaves differently while the plugin is at work, and what it relies on without changing it. Functions are recorded as they were tested: form and parameters of each, and the source of those that are hooked, overridden or taken for granted. A server with `--kv-policy` refuses to start where one of them differs. `python -m raas_sglang check` looks for attributes as well; [development.md](development.md#move-to-another-sglang) says what to do for another SGLang.
 """
 _WHEN = {
     **dict.fromkeys(ALWAYS, "In every process, with a policy or without one."),
     **dict.fromkeys(WITH_POLICY, "Only where `--kv-policy` was given."),
     **dict.fromkeys(WITH_TRACE, "Only where `--kv-trace-endpoint` was given."),
 }
+_OVERRIDDEN = "Methods that a subclass of ours has instead."
+_USED = (
+    "Functions that are called, and attributes that are read or written, as far as annotations say "
+    "whose they are."
+)
 _ELSEWHERE = "Only in programs that import `raas_sglang.lang`."
 
 
 def patches_page(modules: tuple[str, ...], used: dict[str, set[Use]]) -> str:
     """The page about the hooks of some modules of `raas_patches`, and about what is relied on."""
     parts = [_HEAD, "## Hooked\n", *map(_section, modules)]
-    parts += ["## Overridden\n", _overridden(used), "## Taken for granted\n", _watched()]
+    parts += ["## Overridden\n", _names(used, _OVERRIDDEN, ("overrides",))]
+    parts += ["## Used\n", _names(used, _USED, ("calls", "reads"))]
+    parts += ["## Taken for granted\n", _watched()]
     return "\n".join(parts)
 
 
@@ -51,16 +58,11 @@ def _test(test: str) -> str:
     return f"[`{name}`](../{path})"
 
 
-def _overridden(used: dict[str, set[Use]]) -> str:
-    lines = [
-        "Methods that a subclass of ours has instead.\n",
-        "| in | overrides |",
-        "| --- | --- |",
-    ]
+def _names(used: dict[str, set[Use]], title: str, hows: tuple[str, ...]) -> str:
+    """A row for each module of ours with what it uses in one of these ways."""
+    lines = [f"{title}\n", "| in | names |", "| --- | --- |"]
     for module, uses in used.items():
-        names = sorted(
-            use.target.removeprefix("sglang.srt.") for use in uses if use.how == "overrides"
-        )
+        names = sorted(use.target.removeprefix("sglang.srt.") for use in uses if use.how in hows)
         if names:
             lines.append(f"| `{module}` | {', '.join(f'`{name}`' for name in names)} |")
     return "\n".join(lines) + "\n"
