@@ -147,9 +147,8 @@ class EvictionMetrics:
         """
         grown = {policy: [0, 0] for policy in Policy}
         for state in states:
-            before, now = state.counted_len, state.evicted_len
+            before, now = state.count()
             if now > before:
-                state.counted_len = now
                 totals = grown[state.options.policy]
                 totals[0] += now - before
                 # A step that gives up the n-th token reads n fewer than a dense one.

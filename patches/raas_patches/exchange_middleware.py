@@ -1,4 +1,4 @@
-"""The ASGI middleware that follows requests which choose a policy; `routes` puts it in.
+"""The ASGI middleware that follows requests which choose a policy; `http_server` puts it in.
 
 It stands next to the routes, so that SGLang's own have checked and decompressed a body.
 """

@@ -20,11 +20,11 @@ from raas_sglang import SUPPORTED_SGLANG
 logger = logging.getLogger(__name__)
 
 # Installed in the server's process and in every scheduler, with a policy or without.
-ALWAYS = ("server_args", "scheduler_start", "without_policy")
+ALWAYS = ("server_args", "scheduler_always", "tokenizer_manager_always")
 # Installed only where a policy was asked for, so that without one nothing of SGLang changes.
 WITH_POLICY = (
     "engine",
-    "routes",
+    "http_server",
     "tokenizer_manager",
     "output_streamer",
     "scheduler",
@@ -37,7 +37,7 @@ WITH_POLICY = (
     "forward_batch_info",
     "model_runner",
     "weight_updater",
-    "fused_kv_store",
+    "models_utils",
     "metrics_reporter",
     "metrics_collector",
 )

@@ -1,4 +1,4 @@
-"""A streamed request that is refused gets the status for it; `routes` puts the middleware in.
+"""A streamed request that is refused gets the status for it; `http_server` puts the middleware in.
 
 Why: SGLang sends status 200 before it looks at a request that streams, and a refusal as the first
 event: of a bad request as an error, of a full queue as one on the OpenAI routes and as an answer

@@ -79,6 +79,12 @@ class RequestState:
         """
         self.skipped_len = max(0, text_len - self.capacity)
 
+    def count(self) -> tuple[int, int]:
+        """Evicted tokens that the metrics have counted so far, and from now on."""
+        before = self.counted_len
+        self.counted_len = max(before, self.evicted_len)
+        return before, self.counted_len
+
     @property
     def is_bounded(self) -> bool:
         """Whether it can never hold more than P + L slots, as of its options."""

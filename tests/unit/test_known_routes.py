@@ -6,7 +6,7 @@ import re
 from fastapi.routing import APIRoute
 from sglang.srt.entrypoints.http_server import app
 
-from raas_patches.routes import ROUTES
+from raas_patches.http_server import ROUTES
 
 HANDLER = re.compile(r"state\.\w*serving|generate_request\(")
 # They count, answer from what is stored, or need a model that generates nothing.

@@ -15,7 +15,7 @@ import pytest
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 import raas_patches.seam
-from raas_patches import installation, plugin, scheduler_start, without_policy
+from raas_patches import installation, plugin, scheduler_always, tokenizer_manager_always
 from raas_sglang.cpu import cpu_environment
 
 TESTS = Path(__file__).parents[1]
@@ -63,9 +63,9 @@ def test_off_is_off_for_arguments_and_their_errors(seen):
 def test_off_is_off_in_the_scheduler(monkeypatch):
     monkeypatch.setattr(installation, "require_seams", lambda traced: pytest.fail("installed"))
     arguments = SimpleNamespace()
-    assert scheduler_start.init(SimpleNamespace(), arguments) is None
+    assert scheduler_always.init(SimpleNamespace(), arguments) is None
     info = {"status": "ready"}
-    assert scheduler_start.get_init_info(info, SimpleNamespace(server_args=arguments)) is info
+    assert scheduler_always.get_init_info(info, SimpleNamespace(server_args=arguments)) is info
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_off_is_off_in_the_scheduler(monkeypatch):
 def test_off_is_off_for_requests_that_ask_for_no_policy(params):
     manager = SimpleNamespace(server_args=SimpleNamespace(), context_len=4096)
     asked = GenerateReqInput(text="solve", sampling_params=params)
-    assert without_policy.validate_one_request(manager, asked, [1]) is None
-    assert without_policy.validate_one_request(manager, object(), [1]) is None
+    assert tokenizer_manager_always.validate_one_request(manager, asked, [1]) is None
+    assert tokenizer_manager_always.validate_one_request(manager, object(), [1]) is None
     assert asked.sampling_params is params
 
 
@@ -84,7 +84,7 @@ def test_a_request_for_a_policy_is_refused_where_there_is_none():
     params = {"custom_params": {"kv_policy": "raas"}}
     asked = GenerateReqInput(text="solve", sampling_params=params)
     with pytest.raises(ValueError, match="must be sent to a server started with --kv-policy"):
-        without_policy.validate_one_request(manager, asked, [1])
+        tokenizer_manager_always.validate_one_request(manager, asked, [1])
 
 
 def test_another_sglang_is_left_alone(monkeypatch):

@@ -1,4 +1,4 @@
-"""SGLang's HTTP routes: every one that generates takes a choice and reports.
+"""`sglang.srt.entrypoints.http_server`: each route that generates takes a choice and reports.
 
 Why: of the routes that generate SGLang lets ``custom_params`` through on five and drops them on
 four, drops them wherever they stand in a wrong place, and returns `meta_info` on two. How: an ASGI
