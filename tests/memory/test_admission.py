@@ -167,3 +167,17 @@ def test_only_dense_requests_are_guessed_about(server_args):
     guess = NewTokenRatioTracker.estimate_new_token_ratio_after_retract
     small, dense = simulation.requests[1], simulation.requests[2]
     assert guess([small, dense]) == guess([dense]) != guess([small])
+
+
+def test_nothing_is_preempted_in_vain(server_args):
+    """What a victim holds is not all that a request needs, so it waits for one that ends."""
+    settings = Settings(**{**SMALL, "requests": 2, "preempt": True})
+    simulation = Simulation(settings, server_args)
+    simulation.apply("arrive", **forever(1, "raas", 64, 300, private=10), priority=5)
+    simulation.apply("arrive", **forever(2, "raas", 16, 900, private=5), priority=0)
+    victim = simulation.requests[2]
+    run(simulation, until=lambda: generated(simulation, 1) > 70)
+    simulation.apply("arrive", **forever(3, "raas", 32, 40, private=28), priority=5)
+    run(simulation, until=lambda: 1 not in simulation.requests)
+    assert victim.retraction_count == 0
+    run(simulation)
