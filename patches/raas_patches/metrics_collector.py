@@ -1,9 +1,9 @@
 """`sglang.srt.observability.metrics_collector`: our gauges are set when SGLang sets its own.
 
 Why: one scrape must not mix two moments, and an idle scheduler must go back to zero. How: SGLang
-calls `log_stats` at its own cadence after decode steps, prefills and when idle. `stat_loggers` would
-do without a hook, but it has one class for each role, which is the user's to choose. Remove when:
-SGLang lets plugins add metrics.
+calls `log_stats` at its own cadence after decode steps, prefills and when idle. With `stat_loggers`
+no hook would be needed, but it has one class for each role, which is the user's to choose. Remove
+when: SGLang lets plugins add metrics.
 """
 
 from typing import TYPE_CHECKING
