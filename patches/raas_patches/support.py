@@ -80,6 +80,11 @@ REFUSALS = (
         _is_set("enable_mixed_chunk"),
         "remove it: it puts decode rows into prefill batches",
     ),
+    Refusal(
+        "--prefill-decode-interval",
+        _is_set("prefill_decode_interval"),
+        "remove it: dense requests would grow into what is reserved between two chunks of a prompt",
+    ),
     Refusal("--enable-streaming-session", _is_set("enable_streaming_session"), "remove it"),
     Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),
     Refusal("--strip-thinking-cache", _is_set("strip_thinking_cache"), "remove it"),
