@@ -47,31 +47,35 @@ def _move_positions(forward_batch: "ForwardBatch", batch: "ScheduleBatch") -> No
     mrope = forward_batch.mrope_positions
     if mrope is not None:
         is_whole = mrope.shape[1] == len(moved)
-        forward_batch.mrope_positions = mrope + moved if is_whole else _mrope(batch).to(mrope)
+        forward_batch.mrope_positions = (
+            mrope + moved if is_whole else _mrope(batch, forward_batch.positions)
+        )
     # `model_runner` samples the next token of each row with it.
     forward_batch.raas_skipped_lens = torch.tensor(
         [skipped for _, skipped in gaps], dtype=torch.int64
     ).to(forward_batch.seq_lens.device, non_blocking=True)
 
 
-def _mrope(batch: "ScheduleBatch") -> torch.Tensor:
+def _mrope(batch: "ScheduleBatch", positions: torch.Tensor) -> torch.Tensor:
     """Positions of a prefill in which images stand before tokens that were generated: [3, T] int64.
 
     SGLang knows those of an image's prompt alone; text goes on behind it by a number of its own.
+
+    Args:
+        batch: SGLang's.
+        positions: [T] int64, where its tokens stand in the text.
     """
-    pieces = []
-    for req, inputs, begin, count in zip(
-        batch.reqs, batch.multimodal_inputs, batch.prefix_lens, batch.extend_lens, strict=True
+    mrope = positions.repeat(3, 1)
+    pieces = torch.split(mrope, batch.extend_lens, dim=1)  # views
+    for piece, req, inputs, begin in zip(
+        pieces, batch.reqs, batch.multimodal_inputs, batch.prefix_lens, strict=True
     ):
-        state, positions = req.raas, torch.arange(begin, begin + count)
-        positions += torch.where(positions >= state.prompt_len, state.skipped_len, 0)
-        piece = positions.repeat(3, 1)
         if inputs is not None:
             piece += inputs.mrope_position_delta.item()
-            known = inputs.mrope_positions[:, begin : min(begin + count, state.prompt_len)]
+            end = min(begin + piece.shape[1], req.raas.prompt_len)
+            known = inputs.mrope_positions[:, begin:end]
             piece[:, : known.shape[1]] = known
-        pieces.append(piece)
-    return torch.cat(pieces, dim=1)
+    return mrope
 
 
 SEAMS = (

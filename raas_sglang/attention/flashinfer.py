@@ -53,7 +53,7 @@ class RaasFlashInferAttnBackend(InPlaceDecode, FlashInferAttnBackend):
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Plans a forward pass that runs without a CUDA graph."""
         self._planned = None  # it overwrites the buffers of the graphs
-        seen, is_decode = forward_batch, forward_batch.forward_mode.is_decode()
+        is_decode, seen = forward_batch.forward_mode.is_decode(), forward_batch
         if is_decode:
             seen = self.with_resident_lens(forward_batch, self.resident_lens(forward_batch))
         with self._plan():
