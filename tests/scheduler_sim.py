@@ -209,14 +209,25 @@ class Simulation:
         with mock.patch.object(ScheduleBatch, "_get_decode_retraction_order", staticmethod(order)):
             self.step(admit=False, retract=True)
 
-    def pause(self) -> None:
-        """As before a weight update: everything that runs is retracted."""
+    def pause(self, flush: bool = False) -> None:
+        """As for a weight update: what runs is retracted, and the tree forgotten if nothing did."""
         self.scheduler.pause_generation(PauseGenerationReqInput(mode="retract"))
+        self.counts["flushed"] += flush and self.scheduler.flush_cache(empty_cache=False)
         self.scheduler._engine_paused = False
 
     def flush(self) -> None:
         if self.scheduler.is_fully_idle():
             self.scheduler.flush_cache(empty_cache=False)
+
+    def drain(self) -> None:
+        """Whatever waits or runs ends, and nobody stands still."""
+        for number, req in list(self.requests.items()):
+            self.abort(number) if req.sampling_params.ignore_eos else self.finish(number)
+        for _ in range(20 * len(self.requests)):
+            self.step()
+            self._forget_gone()
+        left = sorted(self.requests)
+        require(not left, "progress", f"{left} wait, {self.scheduler.running_batch.reqs} run")
 
     def evict(self, tokens: int) -> None:
         self.tree.evict(EvictParams(num_tokens=tokens))
@@ -260,6 +271,7 @@ class Simulation:
 
     def _decode(self, batch: ScheduleBatch, numbers: list[int]) -> None:
         parts, places = [], (batch.seq_lens - 1).tolist()
+        require(torch.equal(batch.orig_seq_lens, batch.seq_lens.int()), "lengths", "of the text")
         for number, slot, place in zip(
             numbers, batch.req_pool_indices.tolist(), places, strict=True
         ):

@@ -181,3 +181,47 @@ def test_nothing_is_preempted_in_vain(server_args):
     run(simulation, until=lambda: 1 not in simulation.requests)
     assert victim.retraction_count == 0
     run(simulation)
+
+
+def test_a_prompt_that_others_hold_is_not_given_back(server_args):
+    """Its part of the tree stays where it is, so preempting it would make too little room."""
+    settings = Settings(**{**SMALL, "slots": 144, "requests": 2, "preempt": True})
+    simulation = Simulation(settings, server_args)
+    victim, other = {"shared": 32, "private": 8}, {"shared": 64, "private": 11}
+    simulation.apply("arrive", **forever(1, "raas", 16, 300, **victim, priority=0))
+    simulation.apply("arrive", **forever(2, "raas", 16, 100, **other, priority=5))
+    victim = simulation.requests[1]
+    run(simulation, until=lambda: generated(simulation, 2) > 40)
+    simulation.apply("arrive", **forever(3, "raas", 48, 60, private=23, priority=5))
+    run(simulation, until=lambda: 2 not in simulation.requests)
+    assert victim.retraction_count == 0
+    run(simulation)
+
+
+def test_what_preempting_gives_back_counts_once(server_args):
+    """Else a second urgent request is admitted to slots that the first one is to grow into."""
+    settings = Settings(**{**SMALL, "slots": 144, "requests": 2, "preempt": True})
+    simulation = Simulation(settings, server_args)
+    for number, private in ((1, 10), (2, 11)):
+        simulation.apply("arrive", **forever(number, "raas", 16, 400, private=private))
+    run(simulation, until=lambda: generated(simulation, 2) > 60)
+    for number, budget, private in ((3, 32, 55), (4, 48, 13)):
+        arrival = forever(number, "raas", budget, 100, private=private, priority=5)
+        simulation.apply("arrive", **arrival)
+    run(simulation)
+    assert not simulation.aborted
+
+
+def test_a_plan_does_not_outlive_the_slots_of_a_prompt(server_args):
+    """Two requests with one prompt, prefilled apart: the tree takes one, and exchanges the other's.
+
+    Both are saturated again then, so that their lengths alone do not ask for another plan.
+    """
+    simulation = Simulation(Settings(**{**SMALL, "slots": 160}), server_args)
+    for number in (1, 2):
+        simulation.apply("arrive", **forever(number, "raas", 16, 200, private=20))
+    run(simulation, until=lambda: generated(simulation, 2) > 40)
+    simulation.apply("pause", flush=True)
+    run(simulation)
+    assert simulation.counts["flushed"] == 1
+    assert not simulation.aborted

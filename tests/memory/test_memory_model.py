@@ -58,7 +58,9 @@ class Generator:
         name = draw.choices(names, (4, 2, 5, 4, 1, 1))[0]
         if name == "evict":
             return name, {"tokens": draw.randrange(60)}
-        return name, {} if name in ("pause", "flush") else {"number": draw.choice(live)}
+        if name == "pause":
+            return name, {"flush": draw.random() < 0.5}
+        return name, {} if name == "flush" else {"number": draw.choice(live)}
 
     def prompt(self) -> dict[str, int]:
         """A prompt, often the last one again: then the tree knows what comes after it."""
@@ -134,8 +136,8 @@ def campaign(seed: int, server_args: ServerArgs) -> Counter[str]:
     settings = generator.settings()
     simulation = Simulation(settings, server_args)
     try:
-        for _ in range(RUN // 3 if settings.triton else RUN):
-            operations.append(generator.operation(simulation))
+        for left in reversed(range(RUN // 3 if settings.triton else RUN)):
+            operations.append(generator.operation(simulation) if left else ("drain", {}))
             name, arguments = operations[-1]
             simulation.apply(name, **arguments)
     except Exception as error:  # noqa: BLE001 - raised again, with how to replay it

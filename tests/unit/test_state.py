@@ -32,3 +32,15 @@ def test_one_that_gives_up_tokens_is_scored_as_its_policy_asks(policy):
     state.admit([1], [RequestState(options, 5)])
     tables, kind = state.rows(torch.tensor([1])), POLICIES[policy].kind
     assert (tables.policies.item(), tables.periods.item()) == (kind, kind.period(32))
+
+
+def test_a_resumed_request_tells_how_much_it_had_generated():
+    """Of the steps before there are no queries, so its means begin anew."""
+    options = parse_options({"kv_policy": "h2o"}, CONFIG, 4096, 900, 5)
+    state, request = EvictionState(CONFIG, SHAPE, 3, "cpu"), RequestState(options, 5)
+    for text_len, first in ((5, 0), (5 + 20, 20), (5 + 300, 300)):
+        request.retract(text_len)
+        request.prefilled(min(text_len, 5 + 32))
+        state.admit([1], [request])
+        tables = state.rows(torch.tensor([1]))
+        assert (tables.first_steps.item(), tables.prompt_lens.item()) == (first, 5)
