@@ -43,7 +43,7 @@ def pytest_terminal_summary(
 ) -> None:
     """Stores how many tests passed, failed and were skipped, with device and versions."""
     path: Path | None = config.getoption("--row")
-    if path is None:
+    if path is None or hasattr(config, "workerinput"):  # a worker of xdist has a part of the tests
         return
     counts = {
         name: len(terminalreporter.stats.get(name, ()))

@@ -53,7 +53,7 @@ class LocalServer:
         model_path: Path = REASONER,
         timeout_s: float = 600.0,
     ) -> None:
-        self.port = free_port()
+        self._held, self.port = hold_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = [
             *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path)),
@@ -167,6 +167,18 @@ class LocalServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def hold_port() -> tuple[socket.socket, int]:
+    """A port that nobody else is given until a server listens on it, and what holds it.
+
+    A server binds its port minutes after it was chosen, and others start beside it. It may share
+    the port, since both allow reuse and the holder does not listen.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder, int(holder.getsockname()[1])
 
 
 def free_port() -> int:

@@ -1,7 +1,8 @@
-"""No server is left running, however the process ends that started it."""
+"""A server has its port to itself, and none is left running, however its parent ends."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from benchmarks.harness.server import hold_port
 
 ROOT = Path(__file__).parents[2]
 # Answers as a server does that is up, with a child in its process group.
@@ -63,3 +66,13 @@ def test_no_server_outlives_the_process_that_started_it(number):
     while any(map(running, groups)) and time.monotonic() - began < 60:
         time.sleep(0.05)
     assert not any(map(running, groups))
+
+
+def test_a_port_is_kept_for_its_server():
+    holder, port = hold_port()
+    with holder, socket.socket() as other:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.create_server(("127.0.0.1", port)) as server:  # reuses addresses, as uvicorn
+            other.connect(("127.0.0.1", port))
+            server.accept()[0].close()
