@@ -39,7 +39,7 @@ FAULTS = {
     "none": {},
     "fill ids of a request that ends": {(Req, "refresh_fill_ids"): refresh_for_all},
     "saturated one token late": {(RequestState, "is_saturated"): property(one_too_late)},
-    "all of it is shared": {(RequestState, "shareable_len"): lambda self, end, finished: end},
+    "all of it is shared": {(RequestState, "shareable_len"): lambda self, end: end},
     "nothing of it is shared": {(RequestState, "shareable_len"): lambda *_: 0},
     "a step in flight is forgotten": {
         (RequestState, "has_overwritten"): property(in_results_alone)

@@ -14,11 +14,11 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang.srt.runtime_context import get_parallel, get_schedule
 
 from raas_patches.active import attach_request_slots, request_slots_of, required_config
-from raas_patches.model_support import kv_scales, require_model
 from raas_patches.seam import Seam
 from raas_sglang.pool import RaasTokenToKVPool, require_pool
 from raas_sglang.request_slots import reserve_slots
 from raas_sglang.state import EvictionState, StateShape
+from raas_sglang.support.models import kv_scales, require_model
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator

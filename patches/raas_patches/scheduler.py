@@ -25,10 +25,10 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.plugins.hook_registry import HookType
 
 from raas_patches.seam import Seam
-from raas_patches.support import HOST_ALONE
 from raas_sglang.life.admission import ReservingPrefillAdder
 from raas_sglang.life.reservation import is_bounded
 from raas_sglang.life.room import Room
+from raas_sglang.support.settings import HOST_ALONE
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

@@ -20,8 +20,8 @@ from sglang.srt.server_args import ServerArgs
 from raas_patches import installation
 from raas_patches.active import arrive, config_of
 from raas_patches.preference import require_preference
-from raas_patches.support import refused_settings
 from raas_sglang.config import DECODE_BACKENDS, RaasConfig, add_flags, take_settings
+from raas_sglang.support.settings import refused_settings
 
 _SETTINGS = [item.name for item in fields(RaasConfig)]
 _Extended: Any = msgspec.defstruct(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from raas_patches.model_support import kv_scales
 from raas_patches.seam import Seam
 from raas_sglang.pool import require_pool
+from raas_sglang.support.models import kv_scales
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater

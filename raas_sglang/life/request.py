@@ -32,6 +32,7 @@ class RequestState:
         skipped_len: Generated tokens that are left out when it is prefilled again.
         is_resuming: Whether generated tokens were prefilled and no step has been decoded since.
         counted_len: Evicted tokens that the metrics have counted.
+        has_finished: Whether its text has ended; noted when the radix tree takes its slots.
     """
 
     options: RequestOptions
@@ -43,6 +44,7 @@ class RequestState:
     skipped_len: int = 0
     is_resuming: bool = False
     counted_len: int = 0
+    has_finished: bool = False
 
     def __post_init__(self, input_len: int) -> None:
         self.arrive(input_len)
@@ -78,6 +80,10 @@ class RequestState:
         What it would give up at once is left out.
         """
         self.skipped_len = max(0, text_len - self.capacity)
+
+    def finish(self) -> None:
+        """Its text has ended: what it has not overwritten by now, it never will."""
+        self.has_finished = True
 
     def count(self) -> tuple[int, int]:
         """Evicted tokens that the metrics have counted so far, and from now on."""
@@ -122,12 +128,12 @@ class RequestState:
         """How many tokens of a prefix it may take from others: none that it will overwrite."""
         return min(longest, self.prompt_len) if self.options.evicts else longest
 
-    def shareable_len(self, end: int, finished: bool) -> int:
+    def shareable_len(self, end: int) -> int:
         """How many of its first ``end`` slots others may take: none that it will overwrite.
 
         A step in flight counts, since the overlap scheduler runs one step ahead of the results.
         """
-        keeps_all = not self.options.evicts or (finished and not self.has_overwritten)
+        keeps_all = not self.options.evicts or (self.has_finished and not self.has_overwritten)
         return end if keeps_all else min(end, self.prompt_len)
 
     def report(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from sglang.srt.server_args import ServerArgs
 
-from raas_patches.support import REFUSALS
 from raas_sglang import SUPPORTED_SGLANG, __version__
 from raas_sglang.config import POLICY_NAMES, RaasConfig, add_flags
 from raas_sglang.life.options import parse_options
 from raas_sglang.life.request import REPORT_FIELDS
 from raas_sglang.metrics import METRIC_NAMES
+from raas_sglang.support.settings import REFUSALS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -14,10 +14,10 @@ from transformers import LlamaConfig
 
 from conftest import refusal
 from raas_kernels import KVScales
-from raas_patches import model_support
-from raas_patches.model_support import EQUAL, PLAIN, kv_scales, require_model
 from raas_patches.weight_updater import update_weights_from_disk
 from raas_sglang.pool import RaasTokenToKVPool
+from raas_sglang.support import models
+from raas_sglang.support.models import EQUAL, PLAIN, kv_scales, require_model
 
 LAYERS = 4
 SHAPE = {"num_heads": 4, "head_dim": 64, "scaling": 0.125, "num_kv_heads": 2}
@@ -112,7 +112,7 @@ def chosen(monkeypatch):
         ),
     )
     for name in ("get_exec", "get_memory", "get_schedule"):
-        monkeypatch.setattr(model_support, name, lambda: made)
+        monkeypatch.setattr(models, name, lambda: made)
     return made
 
 

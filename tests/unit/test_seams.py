@@ -26,8 +26,8 @@ from raas_patches.active import pool_tokens_of
 from raas_patches.engine import set_startup_time
 from raas_patches.fingerprint import fingerprint
 from raas_patches.seam import Seam
-from raas_patches.support import REFUSALS, refused_settings
 from raas_sglang.__main__ import main
+from raas_sglang.support.settings import REFUSALS, refused_settings
 
 ROOT = Path(__file__).parents[2]
 EVERY = installation.ALWAYS + installation.WITH_POLICY + installation.WITH_TRACE + ("lang",)

@@ -25,8 +25,8 @@ class Platform:
 
 def register() -> None:
     """Entry point."""
-    from raas_patches import model_support, support
+    from raas_sglang.support import models, settings
 
     kv_cache_configurator.current_platform = Platform(kv_cache_configurator.current_platform)
-    support.REFUSALS = tuple(r for r in support.REFUSALS if r.flag != "--kv-cache-dtype")
-    model_support._DTYPES = (*model_support._DTYPES, torch.float8_e4m3fn)
+    settings.REFUSALS = tuple(r for r in settings.REFUSALS if r.flag != "--kv-cache-dtype")
+    models._DTYPES = (*models._DTYPES, torch.float8_e4m3fn)

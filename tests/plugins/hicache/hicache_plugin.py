@@ -71,10 +71,10 @@ def register() -> None:
     from sglang.srt.managers.cache_controller import LayerLoadingEvent
     from sglang.srt.mem_cache.pool_host import base, common, mha
 
-    from raas_patches import support
+    from raas_sglang.support import settings
 
-    support.REFUSALS = tuple(
-        each for each in support.REFUSALS if each.flag != "--enable-hierarchical-cache"
+    settings.REFUSALS = tuple(
+        each for each in settings.REFUSALS if each.flag != "--enable-hierarchical-cache"
     )
     LayerLoadingEvent.wait = _wait  # type: ignore[method-assign]
     base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0  # of 10 GiB
