@@ -39,8 +39,9 @@ FAULTS = {
     "none": {},
     "fill ids of a request that ends": {(Req, "refresh_fill_ids"): refresh_for_all},
     "saturated one token late": {(RequestState, "is_saturated"): property(one_too_late)},
-    "all of it is shared": {(RequestState, "shareable_len"): lambda self, end: end},
-    "nothing of it is shared": {(RequestState, "shareable_len"): lambda *_: 0},
+    "all of it is shared": {(RequestState, "finish"): lambda self, end: end},
+    "what it will overwrite is shared": {(RequestState, "shareable_len"): lambda self, end: end},
+    "nothing of it is shared": {(RequestState, "finish"): lambda *_: 0},
     "a step in flight is forgotten": {
         (RequestState, "has_overwritten"): property(in_results_alone)
     },

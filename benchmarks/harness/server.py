@@ -97,7 +97,8 @@ class LocalServer:
             )
 
     def stop(self) -> None:
-        """Ends the server and every process of its session."""
+        """Ends the server and every process of its session, and gives up its port."""
+        self._held.close()
         if self.process is None:
             return
         for number in self.ENDS:
@@ -170,10 +171,10 @@ class LocalServer:
 
 
 def hold_port() -> tuple[socket.socket, int]:
-    """A port that nobody else is given until a server listens on it, and what holds it.
+    """A port that the system gives to nobody else while it is held, and what holds it.
 
-    A server binds its port minutes after it was chosen, and others start beside it. It may share
-    the port, since both allow reuse and the holder does not listen.
+    A server binds its port a minute after it was chosen, and others start beside it. It may bind
+    this one, since both allow reuse and the holder does not listen.
     """
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 import msgspec
+from sglang.srt.arg_groups.model_override_base import model_config_of
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
 from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -19,8 +20,9 @@ from sglang.srt.server_args import ServerArgs
 
 from raas_patches import installation
 from raas_patches.active import arrive, config_of
-from raas_patches.preference import require_preference
 from raas_sglang.config import DECODE_BACKENDS, RaasConfig, add_flags, take_settings
+from raas_sglang.life.preference import require_preference
+from raas_sglang.support.architectures import require_architecture
 from raas_sglang.support.settings import refused_settings
 
 _SETTINGS = [item.name for item in fields(RaasConfig)]
@@ -49,7 +51,10 @@ class RaasServerArgs(_Extended):
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> "RaasServerArgs":
         """Makes the arguments of a command line; a refusal of ours ends it in one sentence."""
-        _or_exit(take_settings, dict(vars(args)))
+        try:
+            take_settings(dict(vars(args)))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         made: RaasServerArgs = super().from_cli_args(args)
         made._is_command_line = True
         return made
@@ -68,10 +73,7 @@ class RaasServerArgs(_Extended):
     def check_server_args(self) -> None:
         """Checks the resolved arguments: the last call before processes are started."""
         super().check_server_args()
-        if getattr(self, "_is_command_line", False):
-            _or_exit(require_support, self)
-        else:
-            require_support(self)
+        _check(self, require_support, self)
 
 
 def declare_settings() -> None:
@@ -82,7 +84,15 @@ def declare_settings() -> None:
         place = f"{owner.__module__}.{owner.__qualname__}"
         target = place if owner is ServerArgs else f"{place}.server_args_class"
         HookRegistry.register(target, RaasServerArgs, HookType.REPLACE)
+    register_resolution_hook("handle_model_specific_adjustments")(know_model)
     register_resolution_hook("handle_attention_backend_compatibility")(choose_decode_backend)
+
+
+def know_model(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Refuses a model that is not ours before SGLang asks for backends that are not either."""
+    if config_of(server_args) is not None:
+        _check(server_args, require_architecture, model_config_of(server_args))
+    previous(server_args)
 
 
 def choose_decode_backend(server_args: Any, previous: Callable[[Any], None]) -> None:
@@ -110,7 +120,7 @@ def require_support(server_args: ServerArgs) -> None:
         RuntimeError: SGLang's code is not what RaaS was tested with.
     """
     config = config_of(server_args)
-    require_preference(server_args)
+    require_preference(server_args, config)
     if config is None:
         return
     problems = refused_settings(server_args)
@@ -119,11 +129,14 @@ def require_support(server_args: ServerArgs) -> None:
     installation.require_seams(config.traced)
 
 
-def _or_exit(check: Callable[[Any], Any], value: Any) -> None:
+def _check(server_args: Any, check: Callable[[Any], Any], value: Any) -> None:
+    """Checks; a refusal ends a command line in one sentence."""
     try:
         check(value)
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        if getattr(server_args, "_is_command_line", False):
+            sys.exit(f"error: {error}")
+        raise
 
 
 SEAMS = ()

@@ -17,11 +17,11 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from raas_patches.active import config_of, pool_tokens_of
 from raas_patches.output_streamer import REPORT_KEY
-from raas_patches.preference import with_preference
 from raas_patches.seam import Seam
-from raas_patches.sound_request import require_sound
 from raas_sglang.life.options import parse_options
+from raas_sglang.life.preference import with_preference
 from raas_sglang.life.room import Room, fit_prompt
+from raas_sglang.support.inputs import require_all_of_it, require_sound
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
@@ -49,28 +49,11 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
     )
     assert options is not None, "only without a policy, where this is not hooked"
     if options.prompt_len is not None:
-        _refuse_with_prompt_len(obj)
+        require_all_of_it(obj)
     require_sound(self, obj, params, input_ids)
     room = Room(pool_tokens_of(self), get_schedule().page_size, self.context_len)
     cut_from = self.max_req_input_len if self.allow_auto_truncate else None
     fit_prompt(room, options, input_ids, length, limit, cut_from)
-
-
-def _refuse_with_prompt_len(obj: GenerateReqInput) -> None:
-    """Raises a `ValueError` for what needs every token of the input, or more tokens than it has."""
-    used = {
-        "session_params": obj.session_params is not None,
-        "input_embeds": obj.input_embeds is not None,
-        "positional_embed_overrides": obj.positional_embed_overrides is not None,
-        "images, audio or video": obj.contains_mm_input(),
-        "logprob_start_len": obj.return_logprob and obj.logprob_start_len not in (None, -1),
-    }
-    refused = [name for name, is_used in used.items() if is_used]
-    if refused:
-        raise ValueError(
-            f"kv_prompt_len must be sent without {', '.join(refused)}: tokens of the input that "
-            "the budget has no place for are not computed; leave out one or the other"
-        )
 
 
 def update_request_meta_info(

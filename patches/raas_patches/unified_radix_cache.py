@@ -32,9 +32,7 @@ def checkpoint(
     """Around it: keeps `tree_purity`, and notes that plans with the old slots no longer hold."""
     # The tree may exchange slots of the prompt for its own.
     pool_of(self.token_to_kv_pool_allocator).state.slots_changed()
-    if req.finished():
-        req.raas.finish()
-    shared = req.raas.shareable_len(up_to)
+    shared = req.raas.finish(up_to) if req.finished() else req.raas.shareable_len(up_to)
     if shared < up_to and self.supports_mamba():
         shared = 0  # the only state of linear attention is that after the whole text
     original(self, req, up_to=shared, **kwargs)

@@ -32,7 +32,6 @@ class RequestState:
         skipped_len: Generated tokens that are left out when it is prefilled again.
         is_resuming: Whether generated tokens were prefilled and no step has been decoded since.
         counted_len: Evicted tokens that the metrics have counted.
-        has_finished: Whether its text has ended; noted when the radix tree takes its slots.
     """
 
     options: RequestOptions
@@ -44,7 +43,6 @@ class RequestState:
     skipped_len: int = 0
     is_resuming: bool = False
     counted_len: int = 0
-    has_finished: bool = False
 
     def __post_init__(self, input_len: int) -> None:
         self.arrive(input_len)
@@ -80,10 +78,6 @@ class RequestState:
         What it would give up at once is left out.
         """
         self.skipped_len = max(0, text_len - self.capacity)
-
-    def finish(self) -> None:
-        """Its text has ended: what it has not overwritten by now, it never will."""
-        self.has_finished = True
 
     def count(self) -> tuple[int, int]:
         """Evicted tokens that the metrics have counted so far, and from now on."""
@@ -129,12 +123,15 @@ class RequestState:
         return min(longest, self.prompt_len) if self.options.evicts else longest
 
     def shareable_len(self, end: int) -> int:
-        """How many of its first ``end`` slots others may take: none that it will overwrite.
+        """How many of its first ``end`` slots others may take while it runs."""
+        return min(end, self.prompt_len) if self.options.evicts else end
+
+    def finish(self, end: int) -> int:
+        """It ends; of its first ``end`` slots others may take all, or if any changed, the prompt.
 
         A step in flight counts, since the overlap scheduler runs one step ahead of the results.
         """
-        keeps_all = not self.options.evicts or (self.has_finished and not self.has_overwritten)
-        return end if keeps_all else min(end, self.prompt_len)
+        return min(end, self.prompt_len) if self.has_overwritten else end
 
     def report(self) -> dict[str, Any]:
         """What the response says in ``meta_info``."""

@@ -83,7 +83,8 @@ REFUSALS = (
     Refusal(
         "--prefill-decode-interval",
         _is_set("prefill_decode_interval"),
-        "remove it: dense requests would grow into what is reserved between two chunks of a prompt",
+        "use 0, also where SGLang has another for the model: between two chunks of a prompt dense "
+        "requests would grow into what is reserved",
     ),
     Refusal("--enable-streaming-session", _is_set("enable_streaming_session"), "remove it"),
     Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),

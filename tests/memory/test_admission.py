@@ -53,6 +53,25 @@ def test_a_retraction_beyond_the_pool_keeps_the_last_tokens(server_args, chunk):
     assert simulation.counts["beyond"] == 1
 
 
+def test_a_window_is_the_same_after_a_retraction(server_args):
+    simulation = Simulation(Settings(**SMALL), server_args)
+    simulation.apply("arrive", **forever(1, "window", 48, 200, private=30))
+    run(simulation, until=lambda: generated(simulation, 1) >= 100)
+    simulation.apply("pause")
+    run(simulation)
+
+
+def test_a_retracted_request_takes_no_generated_tokens_of_others(server_args):
+    """The answer to the same prompt is in the tree, and the next overwrite would change it."""
+    simulation = Simulation(Settings(**{**SMALL, "slots": 208}), server_args)
+    simulation.apply("arrive", **forever(1, "dense", 16, 60, private=30))
+    run(simulation)
+    simulation.apply("arrive", **forever(2, "raas", 48, 200, private=30))
+    run(simulation, until=lambda: generated(simulation, 2) >= 40)
+    simulation.apply("pause")
+    run(simulation)
+
+
 @pytest.mark.parametrize("chunk", [0, 16])
 def test_an_aborted_request_is_answered_with_all_that_it_has(server_args, chunk):
     """While it waits, and between two chunks of its prompt, after it had generated."""

@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.quantization.kv_cache import BaseKVCacheMethod
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
@@ -17,6 +19,7 @@ from raas_kernels import KVScales
 from raas_patches.weight_updater import update_weights_from_disk
 from raas_sglang.pool import RaasTokenToKVPool
 from raas_sglang.support import models
+from raas_sglang.support.architectures import require_architecture
 from raas_sglang.support.models import EQUAL, PLAIN, kv_scales, require_model
 
 LAYERS = 4
@@ -275,3 +278,38 @@ def test_a_server_for_a_model_with_windows_refuses_to_start(tmp_path):
     flags = ("--load-format", "dummy", "--skip-tokenizer-init", "--max-total-tokens", "4000")
     words = "got Gemma3ForCausalLM with a sliding window (sliding_window_size 31) in layers 0, 1, 2"
     assert words in refusal(*flags, "--kv-policy", "raas", model_path=tmp_path)
+
+
+KNOWN_BY_CONFIGURATION = {
+    "GptOssForCausalLM with attention sinks and sliding windows": {
+        **{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 64},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 512},
+        **{"num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "DeepseekV2ForCausalLM with latent attention (MLA)": {
+        **{"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2"},
+        **{"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 512},
+        **{"kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16},
+    },
+    "Gemma4ForCausalLM with sliding windows": {
+        **{**GEMMA3, "architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4_text"},
+        "global_head_dim": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("words", KNOWN_BY_CONFIGURATION)
+def test_a_configuration_gives_a_model_away(words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(KNOWN_BY_CONFIGURATION[words]))
+    with pytest.raises(ValueError, match=re.escape(f"got {words}; remove --kv-policy")):
+        require_architecture(ModelConfig(str(tmp_path)))
+
+
+def test_such_a_server_is_refused_before_sglang_asks_for_its_backends(tmp_path):
+    """SGLang ends without a word of the model where a backend is named that we would ask for."""
+    words, config = next(iter(KNOWN_BY_CONFIGURATION.items()))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = refusal("--skip-tokenizer-init", "--kv-policy", "raas", model_path=tmp_path)
+    assert said.splitlines()[-1].startswith("error: --kv-policy must run on models whose layers")
+    assert words in said.splitlines()[-1]

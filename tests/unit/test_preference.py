@@ -1,14 +1,13 @@
 """What is preferred: how it goes with what a request asks for, and what refuses to start."""
 
 import json
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
-import raas_patches.preference
-from raas_patches.preference import require_preference, with_preference
 from raas_sglang.config import RaasConfig
+from raas_sglang.life import preference
+from raas_sglang.life.preference import require_preference, with_preference
 
 PREFERRED = {"temperature": 0.5, "custom_params": {"kv_policy": "dense", "of_others": 1}}
 
@@ -36,12 +35,11 @@ def test_without_a_preference_nothing_changes():
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
     config = SimpleNamespace(context_len=4096)
-    monkeypatch.setattr(raas_patches.preference, "model_config_of", lambda _: config)
+    monkeypatch.setattr(preference, "model_config_of", lambda _: config)
 
 
-def arguments(preferred, config):
-    settings = {} if config is None else asdict(config)
-    return SimpleNamespace(preferred_sampling_params=preferred, **settings)
+def require(preferred, config):
+    require_preference(SimpleNamespace(preferred_sampling_params=preferred), config)
 
 
 CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=128)
@@ -49,8 +47,8 @@ CONFIG = RaasConfig(kv_policy="raas", kv_budget=64, kv_max_budget=128)
 
 @pytest.mark.parametrize("preferred", [None, "", {}, {"temperature": 0.5}, PREFERRED])
 def test_a_preference_that_can_be_served_starts(preferred):
-    require_preference(arguments(preferred, CONFIG))
-    require_preference(arguments(json.dumps(preferred or {}), CONFIG))
+    require(preferred, CONFIG)
+    require(json.dumps(preferred or {}), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +68,12 @@ def test_a_preference_that_can_be_served_starts(preferred):
 )
 def test_a_bad_preference_refuses_to_start_with_the_reason(preferred, words):
     with pytest.raises(ValueError, match=f"--preferred-sampling-params must .*{words}"):
-        require_preference(arguments(preferred, CONFIG))
+        require(preferred, CONFIG)
 
 
 def test_without_a_policy_a_preferred_one_cannot_be_had():
     with pytest.raises(ValueError, match="must be sent to a server started with --kv-policy"):
-        require_preference(arguments(PREFERRED, None))
-    require_preference(arguments({"custom_params": {"of_others": 1}}, None))
+        require(PREFERRED, None)
+    require({"custom_params": {"of_others": 1}}, None)
     for of_others in ({"no_such_parameter": 1}, [1], "[1]", {"custom_params": [1]}):
-        require_preference(arguments(of_others, None))
+        require(of_others, None)

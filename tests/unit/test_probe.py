@@ -32,6 +32,7 @@ def test_nothing_fails_without_a_fault(failed):
         ("fill ids of a request that ends", "ends_without_a_step_in_flight", "tree_purity"),
         ("saturated one token late", "saturates", "budget_bound"),
         ("all of it is shared", "saturates", "tree_purity"),
+        ("what it will overwrite is shared", "retracts_and_resumes", "cache_protected_len"),
         ("nothing of it is shared", "dense", "tree_purity"),
         ("a step in flight is forgotten", "ends_with_a_step_in_flight", "tree_purity"),
         ("prefilled in full", "retracts_and_resumes", "budget_bound"),

@@ -175,17 +175,20 @@ def test_nothing_that_is_overwritten_is_shared():
     # It is prefilled with generated tokens, which the next steps will overwrite.
     assert state.shareable_len(120) == 100
     assert state.shareable_len(80) == 80
-    state.finish()
-    assert state.shareable_len(120) == 120
+    assert state.finish(120) == 120
     for _ in range(44):
         state.step()
     # It ends with L + 1 tokens, of which the last was not computed.
-    assert state.shareable_len(164) == 164
+    assert state.finish(164) == 164
     state.step()  # one in flight
-    assert state.shareable_len(164) == 100
+    assert state.finish(164) == 100
 
 
 def test_a_dense_request_shares_all():
     state = request(Policy.DENSE, evicts=False)
     state.prefilled(200)
-    assert (state.matchable_len(199), state.shareable_len(200)) == (199, 200)
+    assert (state.matchable_len(199), state.shareable_len(200), state.finish(200)) == (
+        199,
+        200,
+        200,
+    )

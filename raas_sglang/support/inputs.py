@@ -1,6 +1,7 @@
-"""Requests that SGLang answers with a 500, or that its scheduler ends of, each refused with a 400.
+"""Requests that are refused with a 400.
 
-Whoever shares a server must not be ended by another's mistake.
+Of most SGLang makes a 500, or its scheduler ends: whoever shares a server must not be ended by
+another's mistake.
 """
 
 import re
@@ -45,6 +46,27 @@ def require_sound(
     _refuse_beyond_range(obj, sampling_params, input_ids, config.vocab_size)
     _refuse_other_session_params(obj.session_params or {})
     _refuse_other_embeds(obj, config.hidden_size)
+
+
+def require_all_of_it(obj: "GenerateReqInput") -> None:
+    """Checks that a request with `kv_prompt_len` asks for nothing that needs each of its tokens.
+
+    Raises:
+        ValueError: it does, or has parts that are no tokens.
+    """
+    used = {
+        "session_params": obj.session_params is not None,
+        "input_embeds": obj.input_embeds is not None,
+        "positional_embed_overrides": obj.positional_embed_overrides is not None,
+        "images, audio or video": obj.contains_mm_input(),
+        "logprob_start_len": obj.return_logprob and obj.logprob_start_len not in (None, -1),
+    }
+    refused = [name for name, is_used in used.items() if is_used]
+    if refused:
+        raise ValueError(
+            f"kv_prompt_len must be sent without {', '.join(refused)}: tokens of the input that "
+            "the budget has no place for are not computed; leave out one or the other"
+        )
 
 
 def _known_parameters(self: "TokenizerManager", params: dict[str, Any]) -> SamplingParams:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.arg_groups.model_override_base import model_config_of
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from raas_patches.active import config_of
+from raas_sglang.config import RaasConfig
 from raas_sglang.exchange import CHOICE_KEY
 from raas_sglang.life.options import is_ours, names_choice, parse_options
 
@@ -34,8 +34,12 @@ def with_preference(params: dict[str, Any], preferred: dict[str, Any] | None) ->
     return {**params, CHOICE_KEY: {**ours, **asked}}
 
 
-def require_preference(server_args: "ServerArgs") -> None:
+def require_preference(server_args: "ServerArgs", config: RaasConfig | None) -> None:
     """Checks that every request could be served with what is preferred.
+
+    Args:
+        server_args: SGLang's.
+        config: Ours in them; None without a policy.
 
     Raises:
         ValueError: one could not.
@@ -43,7 +47,6 @@ def require_preference(server_args: "ServerArgs") -> None:
     preferred = server_args.preferred_sampling_params
     if not preferred:
         return
-    config = config_of(server_args)
     try:
         params = json.loads(preferred) if isinstance(preferred, str) else preferred
         if config is None and not isinstance(params, dict):

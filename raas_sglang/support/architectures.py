@@ -1,0 +1,32 @@
+"""Models that their configuration gives away, refused before anything of them is loaded.
+
+SGLang keeps the keys and values of each in a pool that RaaS does not work with. What else there is,
+the layers tell once they are loaded (`models`).
+"""
+
+from typing import TYPE_CHECKING
+
+from sglang.srt.configs.model_config import AttentionArch
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+
+
+def require_architecture(model_config: "ModelConfig") -> None:
+    """Checks that nothing is known of a model that excludes RaaS.
+
+    Raises:
+        ValueError: something is.
+    """
+    known = {
+        "attention sinks": model_config.has_attention_sinks,
+        "sliding windows": model_config.is_hybrid_swa,
+        "latent attention (MLA)": model_config.attention_arch == AttentionArch.MLA,
+    }
+    problems = [kind for kind, has_it in known.items() if has_it]
+    if problems:
+        name = model_config.hf_config.architectures[0]
+        raise ValueError(
+            "--kv-policy must run on models whose layers all attend to the whole text in the same "
+            f"way, got {name} with {' and '.join(problems)}; remove --kv-policy for this model"
+        )
