@@ -30,8 +30,8 @@ test: $(READY)
 test-servers: $(READY)
 	$(PYTEST) tests/server $(OWN_SERVERS:%=--deselect=%) $(ARGS)
 
-# Triton decides at import whether it interprets, so its tests are a run of their own. Memory has
-# pages there, with which a fault may have room to hide.
+# Triton decides at import whether it interprets, so its tests are a run of their own. There memory
+# has pages of more than one token, in which some faults would not show.
 test-ops: $(READY)
 	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/memory --ignore tests/memory/test_faults.py $(ARGS)
 

@@ -210,7 +210,7 @@ class Simulation:
             self.step(admit=False, retract=True)
 
     def pause(self, flush: bool = False) -> None:
-        """As for a weight update: what runs is retracted, and the tree forgotten if nothing did."""
+        """As for a weight update: what runs is retracted, and the tree may be forgotten then."""
         self.scheduler.pause_generation(PauseGenerationReqInput(mode="retract"))
         self.counts["flushed"] += flush and self.scheduler.flush_cache(empty_cache=False)
         self.scheduler._engine_paused = False

@@ -59,7 +59,7 @@ def build_token_to_kv_pool(
     pool: KVCache, self: "KVCacheConfigurator", *, req_to_token_pool: Any, **_: Any
 ) -> KVCache:
     """After `_build_token_to_kv_pool`: gives the pool its eviction state, or ends the process."""
-    require_model(self.model, self.model_config, pool)
+    require_model(self.model, pool)
     ours, shape = require_pool(pool), _shape(self)
     # Ranks may share a KV head, where there are more of them.
     ranks, heads = get_parallel(), self.model_config.get_total_num_kv_heads()

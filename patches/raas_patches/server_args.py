@@ -3,6 +3,10 @@
 Why: SGLang has no place where a plugin declares arguments. How: its record of arguments becomes a
 subclass with a field for each of ours, so that whatever copies, replaces, shows or sends its fields
 does so with ours. Remove when: SGLang lets plugins declare server arguments.
+
+With a policy two of SGLang's resolution hooks are ours as well: before
+`handle_model_specific_adjustments` a model that is known to be another is refused, and before
+`handle_attention_backend_compatibility` decode goes to FlashInfer where the user left it open.
 """
 
 import argparse

@@ -123,11 +123,13 @@ class RequestState:
         return min(longest, self.prompt_len) if self.options.evicts else longest
 
     def shareable_len(self, end: int) -> int:
-        """How many of its first ``end`` slots others may take while it runs."""
+        """While it runs: how many of its first ``end`` slots others may take, none that it will
+        overwrite.
+        """
         return min(end, self.prompt_len) if self.options.evicts else end
 
     def finish(self, end: int) -> int:
-        """It ends; of its first ``end`` slots others may take all, or if any changed, the prompt.
+        """At its end: how many of its first ``end`` slots others may take, none overwritten.
 
         A step in flight counts, since the overlap scheduler runs one step ahead of the results.
         """

@@ -1,7 +1,7 @@
 """Models that their configuration gives away, refused before anything of them is loaded.
 
-SGLang keeps the keys and values of each in a pool that RaaS does not work with. What else there is,
-the layers tell once they are loaded (`models`).
+SGLang keeps their keys and values in a pool that RaaS does not work with, or adds sinks to their
+attention. What else there is, the layers tell once they are loaded (`models`).
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Requests that are refused with a 400.
 
-Of most SGLang makes a 500, or its scheduler ends: whoever shares a server must not be ended by
-another's mistake.
+SGLang would answer most of them with a 500, or its scheduler would end: whoever shares a server
+must not be ended by another's mistake.
 """
 
 import re

@@ -3,12 +3,12 @@
 A saturated row holds the prompt and tokens from anywhere in the text, in no order. A layer that
 attends by distance, or to something other than the text so far, would silently read the wrong ones.
 The attributes of the loaded layers decide, since names of architectures and keys of a configuration
-do not say what a layer does.
+do not say what a layer does; sinks, which layers do not tell, are refused before (`architectures`).
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -17,9 +17,6 @@ from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from raas_kernels import KVScales
 from raas_sglang.pool import RaasTokenToKVPool, unwrapped
-
-if TYPE_CHECKING:
-    from sglang.srt.configs.model_config import ModelConfig
 
 # Attributes of a layer: the value that each must have, and what another value means. A window is
 # recognised by its size; `RadixAttention` turns 0 and None into -1.
@@ -51,12 +48,11 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 _FLOAT8_CAPABILITY = (8, 9)  # the first GPUs that convert it
 
 
-def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
+def require_model(model: Any, pool: Any) -> None:
     """Checks that every attention layer of a model is of a kind that RaaS is tested with.
 
     Args:
         model: The loaded model, a `torch.nn.Module`.
-        model_config: SGLang's configuration of it.
         pool: The KV cache that SGLang built for it.
 
     Raises:
@@ -88,8 +84,6 @@ def require_model(model: Any, model_config: "ModelConfig", pool: Any) -> None:
     layers = [module for module in model.modules() if isinstance(module, RadixAttention)]
     problems = [*_unlike_plain(layers), *_unequal(layers)]
     problems += _not_one_each(layers, pool.model_layer_ids)
-    if model_config.has_attention_sinks:
-        problems.append("attention sinks")
     if problems:
         raise RuntimeError(
             f"--kv-policy must run on models whose layers all attend to the whole text in the same "

@@ -83,8 +83,8 @@ REFUSALS = (
     Refusal(
         "--prefill-decode-interval",
         _is_set("prefill_decode_interval"),
-        "use 0, also where SGLang has another for the model: between two chunks of a prompt dense "
-        "requests would grow into what is reserved",
+        "set it to 0 (for some models SGLang's default is another): between two chunks of a prompt "
+        "dense requests would grow into what is reserved",
     ),
     Refusal("--enable-streaming-session", _is_set("enable_streaming_session"), "remove it"),
     Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),

@@ -32,7 +32,13 @@ BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 OF_GITHUB = ("../../actions", "../../security")  # pages that GitHub makes
-OF_OTHER_TOOLS = {"--report-api-errors", "--editable", "--worker-urls"}
+OF_OTHER_TOOLS = {
+    "--error-exitcode",
+    "--report-api-errors",
+    "--tool",
+    "--editable",
+    "--worker-urls",
+}
 
 
 def text_of(page: str) -> str:

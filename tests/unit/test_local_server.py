@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.harness.server import hold_port
+from benchmarks.harness.server import LocalServer
 
 ROOT = Path(__file__).parents[2]
 # Answers as a server does that is up, with a child in its process group.
@@ -69,10 +69,11 @@ def test_no_server_outlives_the_process_that_started_it(number):
 
 
 def test_a_port_is_kept_for_its_server():
-    holder, port = hold_port()
-    with holder, socket.socket() as other:
-        with pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", port))
-        with socket.create_server(("127.0.0.1", port)) as server:  # reuses addresses, as uvicorn
-            other.connect(("127.0.0.1", port))
-            server.accept()[0].close()
+    server = LocalServer([], {})
+    place = ("127.0.0.1", server.port)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(place)
+    socket.create_server(place).close()  # which reuses addresses, as uvicorn does
+    server.stop()
+    with socket.socket() as other:
+        other.bind(place)

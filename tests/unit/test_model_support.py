@@ -24,7 +24,6 @@ from raas_sglang.support.models import EQUAL, PLAIN, kv_scales, require_model
 
 LAYERS = 4
 SHAPE = {"num_heads": 4, "head_dim": 64, "scaling": 0.125, "num_kv_heads": 2}
-CONFIG = SimpleNamespace(has_attention_sinks=False)
 
 
 class SomeForCausalLM(torch.nn.Module):
@@ -52,7 +51,7 @@ def hybrid_pool(dtype=torch.bfloat16):
 
 
 def test_a_model_of_plain_layers_is_served():
-    require_model(SomeForCausalLM(), CONFIG, pool())
+    require_model(SomeForCausalLM(), pool())
 
 
 @pytest.mark.parametrize(
@@ -75,23 +74,18 @@ def test_a_model_of_plain_layers_is_served():
 )
 def test_a_layer_of_another_kind_is_refused_by_name(change, words):
     with pytest.raises(RuntimeError, match=rf"got SomeForCausalLM with .*{words}.*--kv-policy"):
-        require_model(SomeForCausalLM(change), CONFIG, pool())
+        require_model(SomeForCausalLM(change), pool())
 
 
 def test_all_layers_of_another_kind_are_refused_as_well():
     windows = [{"sliding_window_size": 31}] * LAYERS
     with pytest.raises(RuntimeError, match=r"a sliding window .* in layers 0, 1, 2, 3; remove"):
-        require_model(SomeForCausalLM(*windows), CONFIG, pool())
+        require_model(SomeForCausalLM(*windows), pool())
 
 
 def test_values_of_another_size_than_keys_are_refused():
     with pytest.raises(RuntimeError, match=r"keys and values of different sizes \(\(64, 32\)\)"):
-        require_model(SomeForCausalLM(*[{"v_head_dim": 32}] * LAYERS), CONFIG, pool())
-
-
-def test_attention_sinks_are_refused():
-    with pytest.raises(RuntimeError, match="attention sinks"):
-        require_model(SomeForCausalLM(), SimpleNamespace(has_attention_sinks=True), pool())
+        require_model(SomeForCausalLM(*[{"v_head_dim": 32}] * LAYERS), pool())
 
 
 class Qwen3NextForCausalLM(SomeForCausalLM):
@@ -120,28 +114,28 @@ def chosen(monkeypatch):
 
 
 def test_linear_attention_is_beside_the_layers_that_evict(chosen):
-    require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool())
+    require_model(Qwen3NextForCausalLM(), hybrid_pool())
     chosen.enable_priority_scheduling = chosen.disable_priority_preemption = True
-    require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool())
+    require_model(Qwen3NextForCausalLM(), hybrid_pool())
 
 
 def test_other_linear_attention_is_refused_by_name(chosen):
     words = r"linear attention of Qwen3NextForCausalLM.*, got SomeForCausalLM; remove --kv-policy"
     with pytest.raises(RuntimeError, match=words):
-        require_model(SomeForCausalLM(), CONFIG, hybrid_pool())
+        require_model(SomeForCausalLM(), hybrid_pool())
 
 
 def test_float8_is_not_tested_beside_linear_attention(chosen):
     words = r"Qwen3NextForCausalLM and a KV cache of torch.float8_e4m3fn, .*dtype bfloat16"
     with pytest.raises(RuntimeError, match=words):
-        require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool(FLOAT8))
+        require_model(Qwen3NextForCausalLM(), hybrid_pool(FLOAT8))
 
 
 def test_mamba_beside_attention_in_a_layer_is_not_captured_with_it(chosen):
     with pytest.raises(RuntimeError, match=r"FalconH1ForCausalLM.*--disable-prefill-cuda-graph"):
-        require_model(FalconH1ForCausalLM(), CONFIG, hybrid_pool())
+        require_model(FalconH1ForCausalLM(), hybrid_pool())
     chosen.graph.cuda_graph_config.prefill.backend = "disabled"
-    require_model(FalconH1ForCausalLM(), CONFIG, hybrid_pool())
+    require_model(FalconH1ForCausalLM(), hybrid_pool())
 
 
 @pytest.mark.parametrize(
@@ -154,28 +148,28 @@ def test_mamba_beside_attention_in_a_layer_is_not_captured_with_it(chosen):
 def test_what_is_not_right_with_linear_attention_is_refused(chosen, name, words):
     setattr(chosen, name, True)
     with pytest.raises(RuntimeError, match=words):
-        require_model(Qwen3NextForCausalLM(), CONFIG, hybrid_pool())
+        require_model(Qwen3NextForCausalLM(), hybrid_pool())
 
 
 def test_a_kv_cache_that_is_not_plain_is_refused():
     """MLA and some models with windows come in pools of other classes."""
     words = "must run on a plain MHA KV cache, got SimpleNamespace for SomeForCausalLM"
     with pytest.raises(RuntimeError, match=words):
-        require_model(SomeForCausalLM(), CONFIG, SimpleNamespace())
+        require_model(SomeForCausalLM(), SimpleNamespace())
 
 
 def test_a_checkpoint_that_asks_for_another_quantised_cache_is_refused():
     """With ``--kv-cache-dtype auto`` SGLang takes what the checkpoint says."""
     with pytest.raises(RuntimeError, match=r"float8_e5m2, .*use --kv-cache-dtype bfloat16"):
-        require_model(SomeForCausalLM(), CONFIG, pool(torch.float8_e5m2))
+        require_model(SomeForCausalLM(), pool(torch.float8_e5m2))
 
 
 def test_float8_needs_a_gpu_that_converts_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     with pytest.raises(RuntimeError, match=r"8.9 or later, got \(8, 0\); use --kv-cache-dtype"):
-        require_model(SomeForCausalLM(), CONFIG, pool(FLOAT8))
+        require_model(SomeForCausalLM(), pool(FLOAT8))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    require_model(SomeForCausalLM(), CONFIG, pool(FLOAT8))
+    require_model(SomeForCausalLM(), pool(FLOAT8))
 
 
 FLOAT8 = torch.float8_e4m3fn
