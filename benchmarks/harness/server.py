@@ -31,6 +31,8 @@ STRICT = {
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
 }
 
+_HOLDERS: list[socket.socket] = []  # of the ports that were chosen
+
 
 class LocalServer:
     """Starts `python -m sglang.launch_server` and stops it with everything it started.
@@ -53,7 +55,7 @@ class LocalServer:
         model_path: Path = REASONER,
         timeout_s: float = 600.0,
     ) -> None:
-        self._held, self.port = hold_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = [
             *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path)),
@@ -97,8 +99,7 @@ class LocalServer:
             )
 
     def stop(self) -> None:
-        """Ends the server and every process of its session, and gives up its port."""
-        self._held.close()
+        """Ends the server and every process of its session."""
         if self.process is None:
             return
         for number in self.ENDS:
@@ -170,8 +171,8 @@ class LocalServer:
         self.stop()
 
 
-def hold_port() -> tuple[socket.socket, int]:
-    """A port that the system gives to nobody else while it is held, and what holds it.
+def free_port() -> int:
+    """A port that the system gives to nobody else while this process runs.
 
     A server binds its port a minute after it was chosen, and others start beside it. It may bind
     this one, since both allow reuse and the holder does not listen.
@@ -179,11 +180,5 @@ def hold_port() -> tuple[socket.socket, int]:
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))
-    return holder, int(holder.getsockname()[1])
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    _HOLDERS.append(holder)
+    return int(holder.getsockname()[1])

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import socket
 import sys
 import threading
 from contextlib import closing
@@ -14,6 +13,7 @@ import pytest
 import torch
 import zmq
 
+from benchmarks.harness.server import free_port
 from raas_kernels import Policy
 from raas_patches.tp_worker import endpoint_of_rank
 from raas_sglang.__main__ import main
@@ -149,12 +149,6 @@ def test_a_message_is_not_overwritten_by_the_next_samples(kept):
         sampler.sample(torch.tensor([1]), rows)
         kept.arrive()
     assert [bytes(event.births), bytes(event.weights)] == sent
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_what_is_published_arrives_and_reads_as_lines(kept):
