@@ -197,6 +197,8 @@ REFUSED = {
         {"kv_cache_dtype": "fp8_e4m3"},
         *({**GPU, "kv_cache_dtype": name} for name in ("fp8_e5m2", "mxfp8", "nvfp4")),
     ],
+    # SGLang's default for Qwen3-VL on an H100 or H200, and what a user may ask for.
+    "--prefill-decode-interval": [{"prefill_decode_interval": steps} for steps in (22, 1)],
     "--quantization-param-path": [{**FP8_ON_GPU, "quantization_param_path": "scales.json"}],
     "--mamba-radix-cache-strategy": [{"mamba_radix_cache_strategy": "extra_buffer_lazy"}],
     "--hicache-write-policy": [{**HIERARCHICAL, "hicache_write_policy": "write_through_selective"}],
@@ -249,6 +251,12 @@ def test_no_storage_backend_can_be_attached_later():
     )
     assert not answer.success
     assert "supported with the host's memory alone" in answer.message
+
+
+def test_a_setting_that_nobody_made_is_refused_with_how_to_unset_it():
+    (text,) = refused_settings(arguments(prefill_decode_interval=22))
+    assert "set it to 0" in text
+    assert refused_settings(arguments(prefill_decode_interval=0)) == []
 
 
 def test_every_refused_setting_exists_in_sglang():
