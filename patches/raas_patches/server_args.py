@@ -11,7 +11,8 @@ With a policy two of SGLang's resolution hooks are ours as well: before
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -45,6 +46,7 @@ class RaasServerArgs(_Extended):
     # The class has SGLang's name, so that a process without the plugin can read what is sent.
     __module__ = ServerArgs.__module__
     __qualname__ = ServerArgs.__qualname__
+    _is_command_line = False
 
     @staticmethod
     def add_cli_args(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +57,8 @@ class RaasServerArgs(_Extended):
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> "RaasServerArgs":
         """Makes the arguments of a command line; a refusal of ours ends it in one sentence."""
-        try:
+        with _one_sentence(True):
             take_settings(dict(vars(args)))
-        except ValueError as error:
-            sys.exit(f"error: {error}")
         made: RaasServerArgs = super().from_cli_args(args)
         made._is_command_line = True
         return made
@@ -77,7 +77,8 @@ class RaasServerArgs(_Extended):
     def check_server_args(self) -> None:
         """Checks the resolved arguments: the last call before processes are started."""
         super().check_server_args()
-        _check(self, require_support, self)
+        with _one_sentence(self._is_command_line):
+            require_support(self)
 
 
 def declare_settings() -> None:
@@ -95,7 +96,8 @@ def declare_settings() -> None:
 def know_model(server_args: Any, previous: Callable[[Any], None]) -> None:
     """Refuses a model that is not ours before SGLang asks for backends that are not either."""
     if config_of(server_args) is not None:
-        _check(server_args, require_architecture, model_config_of(server_args))
+        with _one_sentence(server_args._is_command_line):
+            require_architecture(model_config_of(server_args))
     previous(server_args)
 
 
@@ -133,12 +135,13 @@ def require_support(server_args: ServerArgs) -> None:
     installation.require_seams(config.traced)
 
 
-def _check(server_args: Any, check: Callable[[Any], Any], value: Any) -> None:
-    """Checks; a refusal ends a command line in one sentence."""
+@contextmanager
+def _one_sentence(is_command_line: bool) -> Iterator[None]:
+    """Lets a refusal end a command line in one sentence; elsewhere it is raised."""
     try:
-        check(value)
+        yield
     except (ValueError, RuntimeError) as error:
-        if getattr(server_args, "_is_command_line", False):
+        if is_command_line:
             sys.exit(f"error: {error}")
         raise
 

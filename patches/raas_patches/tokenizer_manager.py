@@ -47,7 +47,7 @@ def validate_one_request(self: "TokenizerManager", obj: Any, input_ids: list[int
         length,
         params.get("beam_width"),
     )
-    assert options is not None, "only without a policy, where this is not hooked"
+    assert options is not None, "only without a policy"
     if options.prompt_len is not None:
         require_all_of_it(obj)
     require_sound(self, obj, params, input_ids)

@@ -26,7 +26,12 @@ def require_architecture(model_config: "ModelConfig") -> None:
     problems = [kind for kind, has_it in known.items() if has_it]
     if problems:
         name = model_config.hf_config.architectures[0]
-        raise ValueError(
-            "--kv-policy must run on models whose layers all attend to the whole text in the same "
-            f"way, got {name} with {' and '.join(problems)}; remove --kv-policy for this model"
-        )
+        raise ValueError(of_another_kind(name, " and ".join(problems)))
+
+
+def of_another_kind(name: str, has: str) -> str:
+    """Says why a model is refused: what it has that excludes RaaS."""
+    return (
+        "--kv-policy must run on models whose layers all attend to the whole text in the same way, "
+        f"got {name} with {has}; remove --kv-policy for this model"
+    )

@@ -17,6 +17,7 @@ from sglang.srt.runtime_context import get_exec, get_memory, get_schedule
 
 from raas_kernels import KVScales
 from raas_sglang.pool import RaasTokenToKVPool, unwrapped
+from raas_sglang.support.architectures import of_another_kind
 
 # Attributes of a layer: the value that each must have, and what another value means. A window is
 # recognised by its size; `RadixAttention` turns 0 and None into -1.
@@ -85,10 +86,7 @@ def require_model(model: Any, pool: Any) -> None:
     problems = [*_unlike_plain(layers), *_unequal(layers)]
     problems += _not_one_each(layers, pool.model_layer_ids)
     if problems:
-        raise RuntimeError(
-            f"--kv-policy must run on models whose layers all attend to the whole text in the same "
-            f"way, got {name} with {'; '.join(problems)}; remove --kv-policy for this model"
-        )
+        raise RuntimeError(of_another_kind(name, "; ".join(problems)))
 
 
 def _require_linear_attention(name: str, dtype: torch.dtype) -> None:

@@ -32,20 +32,27 @@ class Refusal(NamedTuple):
     advice: str
 
 
-def _is_set(name: str) -> Callable[[Any], bool]:
-    return lambda chosen: bool(getattr(chosen, name))
+def _set(flag: str, advice: str = "remove it") -> Refusal:
+    """Refuses any value that counts as true."""
+    name = _attribute(flag)
+    return Refusal(flag, lambda chosen: bool(getattr(chosen, name)), advice)
+
+
+def _above_one(flag: str, advice: str) -> Refusal:
+    name = _attribute(flag)
+    return Refusal(flag, lambda chosen: int(getattr(chosen, name)) > 1, advice)
+
+
+def _attribute(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _is_on(variable: EnvBool) -> Callable[[Any], bool]:
     return lambda _: bool(variable.get())
 
 
-def _above_one(name: str) -> Callable[[Any], bool]:
-    return lambda chosen: int(getattr(chosen, name)) > 1
-
-
 REFUSALS = (
-    Refusal("--speculative-algorithm", _is_set("speculative_algorithm"), "remove it"),
+    _set("--speculative-algorithm"),
     Refusal(
         "--disaggregation-mode",
         lambda chosen: chosen.disaggregation_mode != "null",
@@ -66,29 +73,24 @@ REFUSALS = (
         lambda chosen: chosen.kv_cache_dtype == FP8 and bool(chosen.quantization_param_path),
         "remove it: SGLang's attention does not multiply by the scales that its store divides by",
     ),
-    Refusal("--enable-page-major-kv-layout", _is_set("enable_page_major_kv_layout"), "remove it"),
+    _set("--enable-page-major-kv-layout"),
     Refusal(
         "--mamba-radix-cache-strategy",
         lambda chosen: chosen.mamba_radix_cache_strategy == "extra_buffer_lazy",
         "use extra_buffer or no_buffer",
     ),
-    Refusal("--enable-int8-mamba-checkpoint", _is_set("enable_int8_mamba_checkpoint"), "remove it"),
-    Refusal("--enable-linear-replayssm", _is_set("enable_linear_replayssm"), "remove it"),
-    Refusal("--enable-unified-memory", _is_set("enable_unified_memory"), "remove it"),
-    Refusal(
-        "--enable-mixed-chunk",
-        _is_set("enable_mixed_chunk"),
-        "remove it: it puts decode rows into prefill batches",
-    ),
-    Refusal(
+    _set("--enable-int8-mamba-checkpoint"),
+    _set("--enable-linear-replayssm"),
+    _set("--enable-unified-memory"),
+    _set("--enable-mixed-chunk", "remove it: it puts decode rows into prefill batches"),
+    _set(
         "--prefill-decode-interval",
-        _is_set("prefill_decode_interval"),
         "set it to 0 (for some models SGLang's default is another): between two chunks of a prompt "
         "dense requests would grow into what is reserved",
     ),
-    Refusal("--enable-streaming-session", _is_set("enable_streaming_session"), "remove it"),
-    Refusal("--enable-session-radix-cache", _is_set("enable_session_radix_cache"), "remove it"),
-    Refusal("--strip-thinking-cache", _is_set("strip_thinking_cache"), "remove it"),
+    _set("--enable-streaming-session"),
+    _set("--enable-session-radix-cache"),
+    _set("--strip-thinking-cache"),
     Refusal(
         "--enable-hierarchical-cache",
         lambda chosen: chosen.enable_hierarchical_cache and chosen.device == "cpu",
@@ -102,21 +104,13 @@ REFUSALS = (
         ),
         "use write_through or write_back",
     ),
-    Refusal(
-        "--hicache-storage-backend",
-        _is_set("hicache_storage_backend"),
-        f"remove it: {HOST_ALONE}",
-    ),
-    Refusal("--enable-kv-cache-sharding", _is_set("enable_kv_cache_sharding"), "remove it"),
-    Refusal(
-        "--enable-unified-cache-external-linker",
-        _is_set("enable_unified_cache_external_linker"),
-        "remove it",
-    ),
-    Refusal("--enable-hisparse", _is_set("enable_hisparse"), "remove it"),
-    Refusal("--enable-lmcache", _is_set("enable_lmcache"), "remove it"),
-    Refusal("--enable-flexkv", _is_set("enable_flexkv"), "remove it"),
-    Refusal("--radix-cache-backend", _is_set("radix_cache_backend"), "remove it"),
+    _set("--hicache-storage-backend", f"remove it: {HOST_ALONE}"),
+    _set("--enable-kv-cache-sharding"),
+    _set("--enable-unified-cache-external-linker"),
+    _set("--enable-hisparse"),
+    _set("--enable-lmcache"),
+    _set("--enable-flexkv"),
+    _set("--radix-cache-backend"),
     Refusal(
         "--moe-a2a-backend",
         lambda chosen: chosen.tp_size > 1 and chosen.moe_a2a_backend != "none",
@@ -127,36 +121,21 @@ REFUSALS = (
         lambda chosen: chosen.tp_size > 1 and chosen.moe_dense_tp_size is not None,
         f"remove it: {PADDED}",
     ),
-    Refusal("--enable-two-batch-overlap", _is_set("enable_two_batch_overlap"), "remove it"),
-    Refusal("--enable-pdmux", _is_set("enable_pdmux"), "remove it"),
-    Refusal("--attn-dp-size", _above_one("attn_dp_size"), "use --dp-size alone"),
-    Refusal("--attn-cp-size", _above_one("attn_cp_size"), "use --tp-size instead"),
-    Refusal("--pp-size", _above_one("pp_size"), "use --tp-size instead"),
-    Refusal("--dcp-size", _above_one("dcp_size"), "use --dcp-size 1"),
-    Refusal("--enable-pd-role-switch", _is_set("enable_pd_role_switch"), "remove it"),
-    Refusal(
-        "--enable-encoder-swa-bounded-replay",
-        _is_set("enable_encoder_swa_bounded_replay"),
-        "remove it",
+    _set("--enable-two-batch-overlap"),
+    _set("--enable-pdmux"),
+    _above_one("--attn-dp-size", "use --dp-size alone"),
+    _above_one("--attn-cp-size", "use --tp-size instead"),
+    _above_one("--pp-size", "use --tp-size instead"),
+    _above_one("--dcp-size", "use --dcp-size 1"),
+    _set("--enable-pd-role-switch"),
+    _set("--enable-encoder-swa-bounded-replay"),
+    _set("--enable-decoder-swa-bounded-replay"),
+    _set(
+        "--enable-nvidia-megakernel", "remove it: it runs decode steps past the attention backend"
     ),
-    Refusal(
-        "--enable-decoder-swa-bounded-replay",
-        _is_set("enable_decoder_swa_bounded_replay"),
-        "remove it",
-    ),
-    Refusal(
-        "--enable-nvidia-megakernel",
-        _is_set("enable_nvidia_megakernel"),
-        "remove it: it runs decode steps past the attention backend",
-    ),
-    Refusal(
-        "--enable-amd-monokernel",
-        _is_set("enable_amd_monokernel"),
-        "remove it: it runs decode steps past the attention backend",
-    ),
-    Refusal(
+    _set("--enable-amd-monokernel", "remove it: it runs decode steps past the attention backend"),
+    _set(
         "--debug-cuda-graph",
-        _is_set("debug_cuda_graph"),
         "remove it: it runs each step with the rows of the graph that was captured last",
     ),
     Refusal(
@@ -167,35 +146,28 @@ REFUSALS = (
         ),
         "use full or disabled: a broken graph ends while slots are still being claimed",
     ),
-    Refusal(
-        "--enable-return-aux-hidden-states", _is_set("enable_return_aux_hidden_states"), "remove it"
+    _set("--enable-return-aux-hidden-states"),
+    _set(
+        "--enable-torch-compile", "remove it: decode is not compiled, CUDA graphs are its fast path"
     ),
-    Refusal(
-        "--enable-torch-compile",
-        _is_set("enable_torch_compile"),
-        "remove it: decode is not compiled, CUDA graphs are its fast path",
-    ),
-    Refusal(
+    _set(
         "--enable-return-routed-experts",
-        _is_set("enable_return_routed_experts"),
         "remove it: it keeps the experts of a token by its slot, which is reused in place",
     ),
-    Refusal("--nnodes", _above_one("nnodes"), "use the GPUs of one node"),
-    Refusal("--tokenizer-worker-num", _above_one("tokenizer_worker_num"), "use 1"),
-    Refusal("--dllm-algorithm", _is_set("dllm_algorithm"), "remove it"),
-    Refusal("--is-embedding", _is_set("is_embedding"), "remove --kv-policy: nothing is generated"),
-    Refusal(
-        "--prefill-only-disable-kv-cache", _is_set("prefill_only_disable_kv_cache"), "remove it"
-    ),
-    Refusal("--encoder-only", _is_set("encoder_only"), "remove --kv-policy"),
+    _above_one("--nnodes", "use the GPUs of one node"),
+    _above_one("--tokenizer-worker-num", "use 1"),
+    _set("--dllm-algorithm"),
+    _set("--is-embedding", "remove --kv-policy: nothing is generated"),
+    _set("--prefill-only-disable-kv-cache"),
+    _set("--encoder-only", "remove --kv-policy"),
     Refusal(
         "--kv-canary",
         lambda chosen: chosen.kv_canary != "none",
         "use --kv-canary none: it would take a slot that is reused in place for a corrupted one",
     ),
-    Refusal("--use-ray", _is_set("use_ray"), "remove it"),
-    Refusal("--smg-grpc-mode", _is_set("smg_grpc_mode"), "use the HTTP server"),
-    Refusal("--grpc-port", _is_set("grpc_port"), "use the HTTP server"),
+    _set("--use-ray"),
+    _set("--smg-grpc-mode", "use the HTTP server"),
+    _set("--grpc-port", "use the HTTP server"),
     *(
         Refusal(variable.name, _is_on(variable), "unset it")
         for variable in (

@@ -188,18 +188,24 @@ def test_only_dense_requests_are_guessed_about(server_args):
     assert guess([small, dense]) == guess([dense]) != guess([small])
 
 
+def assert_waits(simulation, urgent, until_ends, victim):
+    """A request of higher priority waits for another to end, and preempts nobody before."""
+    preemptible = simulation.requests[victim]
+    simulation.apply("arrive", **urgent)
+    run(simulation, until=lambda: until_ends not in simulation.requests)
+    assert preemptible.retraction_count == 0
+    run(simulation)
+
+
 def test_nothing_is_preempted_in_vain(server_args):
     """What a victim holds is not all that a request needs, so it waits for one that ends."""
     settings = Settings(**{**SMALL, "requests": 2, "preempt": True})
     simulation = Simulation(settings, server_args)
     simulation.apply("arrive", **forever(1, "raas", 64, 300, private=10), priority=5)
     simulation.apply("arrive", **forever(2, "raas", 16, 900, private=5), priority=0)
-    victim = simulation.requests[2]
     run(simulation, until=lambda: generated(simulation, 1) > 70)
-    simulation.apply("arrive", **forever(3, "raas", 32, 40, private=28), priority=5)
-    run(simulation, until=lambda: 1 not in simulation.requests)
-    assert victim.retraction_count == 0
-    run(simulation)
+    urgent = forever(3, "raas", 32, 40, private=28, priority=5)
+    assert_waits(simulation, urgent, until_ends=1, victim=2)
 
 
 def test_a_prompt_that_others_hold_is_not_given_back(server_args):
@@ -209,12 +215,9 @@ def test_a_prompt_that_others_hold_is_not_given_back(server_args):
     victim, other = {"shared": 32, "private": 8}, {"shared": 64, "private": 11}
     simulation.apply("arrive", **forever(1, "raas", 16, 300, **victim, priority=0))
     simulation.apply("arrive", **forever(2, "raas", 16, 100, **other, priority=5))
-    victim = simulation.requests[1]
     run(simulation, until=lambda: generated(simulation, 2) > 40)
-    simulation.apply("arrive", **forever(3, "raas", 48, 60, private=23, priority=5))
-    run(simulation, until=lambda: 2 not in simulation.requests)
-    assert victim.retraction_count == 0
-    run(simulation)
+    urgent = forever(3, "raas", 48, 60, private=23, priority=5)
+    assert_waits(simulation, urgent, until_ends=2, victim=1)
 
 
 def test_what_preempting_gives_back_counts_once(server_args):
